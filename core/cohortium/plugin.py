@@ -133,6 +133,7 @@ from cohortium.roles.events import (
     RunStarted,
     SiteFailed,
     SiteReplied,
+    SiteScored,
     SitesEvaluated,
     StageStats,
 )
@@ -279,6 +280,7 @@ __all__ = [
     "SitePrivatizer",
     "SiteReplied",
     "SiteRequest",
+    "SiteScored",
     "SiteSession",
     "SitesEvaluated",
     "Splits",

@@ -1,7 +1,7 @@
 """A run's events as lines of JSON.
 
 Programs that follow or compare runs can read them.
-Replies within a round (`SiteReplied`) are left out: they are thousands, and are no record.
+Signs of progress (`SiteReplied`, `SiteScored`) are left out: they are many, and are no record.
 A resumed run continues its file, which then has a `RunStarted` for every start.
 """
 
@@ -25,6 +25,7 @@ from cohortium.plugin import (
     RunError,
     RunStarted,
     SiteReplied,
+    SiteScored,
     hookimpl,
 )
 
@@ -61,7 +62,7 @@ class EventWriter:
         Raises:
             RunError: The file cannot be written.
         """
-        if isinstance(event, SiteReplied):
+        if isinstance(event, SiteReplied | SiteScored):
             return
         lines = [_line(event)]
         try:

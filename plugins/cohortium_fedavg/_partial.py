@@ -66,7 +66,10 @@ class PartialSharing(FedAvg):
         personal = copy.deepcopy(net)
         with torch.no_grad():
             for name, tensor in own_tensors(personal, self._own_layers(personal)).items():
-                tensor.copy_(state[PREFIX + name])
+                own = state[PREFIX + name]
+                if own.shape != tensor.shape:  # which `copy_` would broadcast
+                    raise StudyError(f"the state's {name} has shape {tuple(own.shape)}.")
+                tensor.copy_(own)
         return personal
 
     def _own_layers(self, net: nn.Module) -> list[str]:

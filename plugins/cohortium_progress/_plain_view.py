@@ -11,6 +11,7 @@ from cohortium.plugin import (
     RoundCompleted,
     RunStarted,
     SiteFailed,
+    SiteScored,
     SitesEvaluated,
     metric_name,
 )
@@ -71,6 +72,9 @@ def format_event(event: Event) -> list[tuple[str, str | None]]:
             return [(f"round {event.round + 1} failed: {event.reason}", "yellow")]
         case SitesEvaluated():
             return [(_evaluation(event), None)]
+        case SiteScored():
+            count = f"{event.num_scored} of {event.num_sites}"
+            return [(f"site {event.site} is compared with its baselines: {count}", None)]
     return []
 
 

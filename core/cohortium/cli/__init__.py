@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cohortium.cli._adapt import adapt
 from cohortium.cli._approvals import approve, revoke, studies
 from cohortium.cli._audit import audit
 from cohortium.cli._data import data
@@ -56,6 +57,7 @@ GROUPS = MappingProxyType(
             studies,
             approve,
             revoke,
+            adapt,
             own_report,
             ledger,
             trail,

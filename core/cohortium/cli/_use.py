@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cohortium.cli._options import RunFolder
+from cohortium.cli._personal import warn_personal
 from cohortium.cli._streams import json_text
-from cohortium.errors import RunError
+from cohortium.errors import RequestError, RunError
 from cohortium.storage import csv_rows
 from cohortium.storage.writable import check_new_file
 
@@ -29,6 +30,12 @@ Weights = Annotated[
 ]
 
 
+State = Annotated[
+    Path | None,
+    typer.Option(help="A site's file of the trainer's state: take the site's own network."),
+]
+
+
 def predict(
     folder: RunFolder,
     images: Annotated[
@@ -39,6 +46,7 @@ def predict(
     ],
     *,
     weights: Weights = "last",
+    state: State = None,
     split: Annotated[
         Literal["train", "val", "test"],
         typer.Option(help="Of an npz file in MedMNIST's layout."),
@@ -62,6 +70,7 @@ def predict(
       cohortium predict runs/first a.png b.png --json
       cohortium predict runs/first bloodmnist.npz --split test --out called.csv
       cohortium predict runs/cells slides/ --masks masks
+      cohortium predict runs/own slides/ --state states/STATE.safetensors
     """
     from cohortium.inference import image_files, mask_files
     from cohortium.inference.classifier import Classifier
@@ -69,7 +78,8 @@ def predict(
 
     if out is not None:
         check_new_file(out, remedy="give another file with --out")
-    classifier = Classifier.open(folder, weights)
+    classifier = Classifier.open(folder, weights, state=state)
+    warn_personal(classifier.personal)
     _tell_signatures(classifier)
     if masks is not None:
         mask_files.check_new_folder(masks, classifier.spec)
@@ -132,6 +142,7 @@ def export(
         Path | None, typer.Option(help="A new folder; default `export` in the run's own.")
     ] = None,
     weights: Weights = "last",
+    state: State = None,
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Also as ONNX (pip install 'cohortium[onnx]').")
     ] = False,
@@ -140,7 +151,7 @@ def export(
 
     Writes the weights as safetensors. Writes the whole classifier as a program that torch alone can
     load: raw images in, probabilities out. Writes a model card with the guarantee, the data and the
-    limits.
+    limits. A personal model's card says first that it must not leave the hospital.
 
     Examples:
       cohortium export runs/first
@@ -150,8 +161,14 @@ def export(
     from cohortium.inference import export
     from cohortium.inference.classifier import Classifier
 
+    if state is not None and out is None:
+        raise RequestError(
+            "a site's own network must not leave the site, and a run's folder may; give another "
+            "folder with --out."
+        )
     target = folder / "export" if out is None else out
-    classifier = Classifier.open(folder, weights)
+    classifier = Classifier.open(folder, weights, state=state)
+    warn_personal(classifier.personal)
     written = export.export(classifier, target, onnx=onnx)
     _tell_signatures(classifier)
     for path in written:

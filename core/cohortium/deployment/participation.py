@@ -119,10 +119,15 @@ class ParticipationStore:
 
     def invitations(self) -> Iterator[bytes]:
         """Yield the invitation of each stored run, that of the last active one first."""
+        for _, invitation in self.sessions():
+            yield invitation
+
+    def sessions(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield session and invitation of each stored run, the last active one first."""
         runs = filter(_is_run, self.folder.iterdir())
         for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
             if (invitation := Participation(path).invitation()) is not None:
-                yield invitation
+                yield bytes.fromhex(path.name), invitation
 
     def add(
         self, participation: Participation, invitation: bytes, *, keep: Collection[bytes]

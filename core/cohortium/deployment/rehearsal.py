@@ -90,6 +90,7 @@ def _study(runs: RehearsedRuns, engine: str, *, has_public: bool) -> dict[str, A
     del study["dataset"], study["partitioner"]
     # The sites' folders have the held-out images, or none.
     study["federation"]["holdout_fraction"] = 0.0
+    study["federation"]["holdout_baselines"] = []
     if measured is not None:
         spec = measured.run_config.spec
         declared = {"examples": spec.examples, "patients": spec.patients}

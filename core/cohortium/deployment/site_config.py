@@ -215,6 +215,10 @@ class SiteConfig:
             return None
         return FeatureFolder(self.folder / self.features, self.max_features_gib << 30)
 
+    def state_file(self, session: bytes) -> Path:
+        """Return the file of the trainer's state that the site keeps for a run."""
+        return self.folder / self.state_dir / f"{session.hex()}.safetensors"
+
     def open_journal(self) -> FileJournal:
         """Open the site's journal, which serves every run of this process.
 
@@ -284,15 +288,9 @@ class SiteConfig:
             policy=self.policy,
             account=self.account_of(use),
             fingerprint=fingerprint,
-            store=TrainerStateFile(
-                self.folder / self.state_dir / _name(run_config.session), run_config.session
-            ),
+            store=TrainerStateFile(self.state_file(run_config.session), run_config.session),
             features=self.feature_folder,
         )
-
-
-def _name(session: bytes) -> str:
-    return f"{session.hex()}.safetensors"
 
 
 def _test_images(tables: Mapping[str, Any], folder: Path, *, where: str) -> SiteTestImages | None:

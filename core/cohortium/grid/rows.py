@@ -19,12 +19,23 @@ if TYPE_CHECKING:
 
     from cohortium.grid.cells import Cell, Grid, Images
 
-HOLDOUT_METRICS = ("personal_accuracy", "site_accuracy", "site_majority_share")
+HOLDOUT_METRICS = (
+    "personal_accuracy",
+    "site_accuracy",
+    "site_majority_share",
+    "site_alone_accuracy",
+    "site_adapted_accuracy",
+    "worst_site_accuracy",
+)
 """Metrics on the images that sites held out, if any.
 
-They are the accuracies of each site's own model, of the global model, and of always predicting the
-site's most frequent class.
+They are the accuracies of each site's own model, of the global model, of always predicting the
+site's most frequent class, of models that sites trained alone and of adapted ones.  The last is
+that of the worst site, with the model that it uses in the end.
 """
+
+HOLDOUT_KEYS = ("personal_score", "score", "majority_share", "alone_score", "adapted_score")
+"""Keys of a site's scores, for all of `HOLDOUT_METRICS` but the last."""
 
 HEADS = MappingProxyType(
     {
@@ -33,6 +44,9 @@ HEADS = MappingProxyType(
         "personal_accuracy": "own at sites",
         "site_accuracy": "global at sites",
         "site_majority_share": "majority at sites",
+        "site_alone_accuracy": "alone at sites",
+        "site_adapted_accuracy": "adapted at sites",
+        "worst_site_accuracy": "worst site",
     }
 )
 """Headings of metrics in the table whose heading is not their name."""
@@ -243,13 +257,17 @@ def _holdout_means(folder: Path) -> dict[str, float]:
         return {}
     sites = json.loads(path.read_text("utf-8"))
     images = sum(site["images"] for site in sites)
-    return {
+    if not images:
+        return {}
+    found = {
         name: sum(site["images"] * site[key] for site in sites) / images
-        for name, key in zip(
-            HOLDOUT_METRICS, ("personal_score", "score", "majority_share"), strict=True
-        )
-        if images and all(key in site for site in sites)
+        for name, key in zip(HOLDOUT_METRICS, HOLDOUT_KEYS, strict=False)
+        if all(site.get(key) is not None for site in sites)
     }
+    used = "adapted_score" if HOLDOUT_METRICS[4] in found else "personal_score"
+    if all(used in site for site in sites):
+        found[HOLDOUT_METRICS[5]] = min(site[used] for site in sites)
+    return found
 
 
 def metrics_of(table: Sequence[Row]) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+import attrs
+import msgspec
 from attrs import field, frozen
 
 from cohortium import parameters
@@ -21,9 +23,13 @@ from cohortium.catalog.networks import build_network
 from cohortium.crypto.randomness import Seeds
 from cohortium.data.file_reader import ReadsFiles
 from cohortium.errors import DataError, PluginError, RequestError, StudyError
+from cohortium.inference.own_state import own_network, trainer_of
+from cohortium.inference.personal import Personal, read_adaptation
 from cohortium.learning.evaluation import predict
 from cohortium.learning.preprocessing import preprocess
+from cohortium.privacy.guarantee import Guarantee
 from cohortium.runs import dataset_info, result
+from cohortium.runs.personal_mark import PERSONAL
 from cohortium.runs.saved_weights import read_weights
 from cohortium.study import toml
 
@@ -56,6 +62,8 @@ class Classifier:
         chosen: Score on the public validation images, if it determined the round.
         study: The tables of the run's study.
         result: The content of the run's `result.json`, or None if the run is not complete.
+        personal: The reason why the model must not leave its hospital, or None.
+        has_study_network: Whether the network has the form of the study's model.
     """
 
     folder: Path
@@ -66,15 +74,30 @@ class Classifier:
     chosen: float | None = None
     study: dict[str, Any] = field(repr=False)
     result: dict[str, Any] | None = field(default=None, repr=False)
+    personal: Personal | None = None
+    has_study_network: bool = True
 
     @classmethod
-    def open(cls, folder: Path, round: Round = "last") -> Classifier:  # noqa: A002
-        """Load the network of the run whose record is in `folder`.
+    def open(
+        cls,
+        folder: Path,
+        round: Round = "last",  # noqa: A002
+        *,
+        state: Path | None = None,
+    ) -> Classifier:
+        """Load the network of the run whose record is in `folder`, or of an adapted model.
+
+        Args:
+            folder: The folder.
+            round: Round of the weights.
+            state: A site's file of the trainer's state.  The network is then the site's own.
 
         Raises:
-            RequestError: The folder is no record of a run, or has no weights of that round.
+            RequestError: The folder is no record of a run, or has no weights of that round.  Or the
+                trainer keeps no network at a site.
             DataError: A file of the record is damaged, or does not belong to the others.
-            PluginError: The plugin of its model cannot be used.
+            RunError: The state is damaged.
+            PluginError: The plugin of its model or trainer cannot be used.
         """
         if not (folder / "study.toml").is_file():
             raise RequestError(
@@ -102,7 +125,10 @@ class Classifier:
             chosen = float(notes["score"]) if round == "best" else None
         except (KeyError, ValueError) as error:
             raise DataError(f"{path} does not say after which round it was written.") from error
-        return cls(
+        adaptation = read_adaptation(folder)
+        if adaptation is not None and adaptation.weights_sha256 != parameters.sha256(net):
+            raise DataError(f"the weights in {path} are not those of {PERSONAL}; adapt them again.")
+        found = cls(
             folder=folder,
             dataset_info=known,
             model=model,
@@ -111,7 +137,45 @@ class Classifier:
             chosen=chosen,
             study=study,
             result=record,
+            personal=None if adaptation is None else Personal.adapted(adaptation),
         )
+        return found if state is None else found._with_own(state, round)
+
+    def _with_own(self, state: Path, round: Round) -> Classifier:  # noqa: A002
+        """Return the classifier with the site's own network."""
+        if self.personal is not None:
+            raise RequestError(
+                f"{self.folder} is a personal model already; give --state with the run's folder."
+            )
+        if round != "last":
+            raise RequestError("a site's state is of the last round; leave out --weights.")
+        where = str(self.folder / "study.toml")
+        own = own_network(trainer_of(self.study, where=where), self.net, state)
+        shapes = [
+            {name: tensor.shape for name, tensor in parameters.state_dict(net).items()}
+            for net in (self.net, own)
+        ]
+        return attrs.evolve(
+            self,
+            net=own,
+            personal=Personal.of_trainer(self.guarantee),
+            has_study_network=shapes[0] == shapes[1],
+        )
+
+    @property
+    def guarantee(self) -> Guarantee | None:
+        """Guarantee of the run, or None without one.
+
+        Raises:
+            DataError: The result states a guarantee that is none.
+        """
+        found = None if self.result is None else self.result.get("guarantee")
+        if found is None:
+            return None
+        try:
+            return msgspec.convert(found, Guarantee)
+        except (msgspec.ValidationError, ValueError) as error:
+            raise DataError(f"result.json states a guarantee that is none: {error}.") from error
 
     @property
     def spec(self) -> DataSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from cohortium.data.scores import CalibrationBin, ClassScores, Scores
     from cohortium.reporting.reading import Record
     from cohortium.roles.events import StageStats
+    from cohortium.runs.result import SiteScores
 
 MAX_ROWS = 60
 """Most sites, and most lost contributions, that are listed one by one."""
@@ -38,6 +40,29 @@ class BinRow:
     share: float
     low: float
     high: float
+
+
+@frozen(kw_only=True)
+class HeldOutRows:
+    """Scores of simulated sites on their held-out images, for a table.
+
+    Attributes:
+        metric: Name of the score.
+        rows: The sites, the worst one first by the network that it uses in the end.
+        has_alone: Whether each site has a network that it trained alone.
+        has_adapted: Whether each site has fine-tuned its network.
+        is_personal: Whether a site has a network of its own before that.
+        floor: Left end of the plot, a score not above any.
+        below_alone: Number of sites whose network is worse than alone.
+    """
+
+    metric: str
+    rows: tuple[SiteScores, ...]
+    has_alone: bool
+    has_adapted: bool
+    is_personal: bool
+    floor: float
+    below_alone: int
 
 
 @frozen(kw_only=True)
@@ -134,6 +159,29 @@ def bin_rows(scores: Scores) -> tuple[BinRow, ...]:
             low, high = interval(round(part.accuracy * part.examples), part.examples)
             found.append(BinRow(part=part, share=part.examples / total, low=low, high=high))
     return tuple(found)
+
+
+def held_out_rows(scores: Sequence[SiteScores]) -> HeldOutRows | None:
+    """Return the rows of sites that held images out, or None without any."""
+    if not scores:
+        return None
+    values = [
+        value
+        for row in scores
+        for value in (row.score, row.used_score, row.personal_score, row.alone_score)
+        if value is not None
+    ]
+    return HeldOutRows(
+        metric=scores[0].metric,
+        rows=tuple(sorted(scores, key=lambda row: (row.used_score, row.site))),
+        has_alone=all(row.alone_score is not None for row in scores),
+        has_adapted=all(row.adapted_score is not None for row in scores),
+        is_personal=any(row.personal_score != row.score for row in scores),
+        floor=max(0.0, math.floor(min(values) * 10) / 10) if min(values) < 1 else 0.0,
+        below_alone=sum(
+            row.alone_score is not None and row.used_score < row.alone_score for row in scores
+        ),
+    )
 
 
 def site_rows(sizes: Sequence[int], counts: Sequence[Sequence[int]]) -> tuple[SiteRow, ...]:

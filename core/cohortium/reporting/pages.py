@@ -126,6 +126,7 @@ def _run(record: Record, name: str) -> dict[str, Any]:
             for k, row in enumerate(() if scores is None else scores.per_class[1:])
         ],
         "own": None if record.result is None else record.result.own,
+        "held": content.held_out_rows(record.site_scores),
         "is_personal": record.is_personal,
         "headline": _headline(record),
         "images": None if scores is None else scores.images,

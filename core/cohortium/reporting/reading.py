@@ -24,7 +24,7 @@ from cohortium.roles.events import (
 )
 from cohortium.roles.values import AggregationGuarantee
 from cohortium.runs.history import Cell, History
-from cohortium.runs.result import EVALUATION, OLDER
+from cohortium.runs.result import EVALUATION, OLDER, SITE_SCORES, SiteScores
 from cohortium.runs.signatures import SeenSignature, seen_signatures
 from cohortium.study import toml
 
@@ -63,6 +63,7 @@ class Record:
         result: `result.json`, or None in a run that is not finished.
         evaluation: Record of the evaluation at the sites, or None without one.
         signatures: Signatures under the result.
+        site_scores: Scores of simulated sites on their held-out images, if any.
     """
 
     folder: Path
@@ -79,6 +80,7 @@ class Record:
     result: Summary | None = field(default=None, repr=False)
     evaluation: Record | None = field(default=None, repr=False)
     signatures: tuple[SeenSignature, ...] = field(default=(), repr=False)
+    site_scores: tuple[SiteScores, ...] = field(default=(), repr=False)
 
     @property
     def guarantee(self) -> Guarantee | None:
@@ -207,7 +209,18 @@ def _read(folder: Path) -> Record:
         failed_attempts=tuple(happened.failed_attempts),
         result=result,
         signatures=seen_signatures(folder),
+        site_scores=_read_site_scores(folder / SITE_SCORES) if result is not None else (),
     )
+
+
+def _read_site_scores(path: Path) -> tuple[SiteScores, ...]:
+    data = _bytes(path)
+    if data is None:
+        return ()
+    try:
+        return msgspec.json.decode(data, type=tuple[SiteScores, ...])
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise RecordError(f"{path} is damaged: {error}.") from error
 
 
 def _state(result: Summary | None, happened: _Happened) -> State:

@@ -227,6 +227,24 @@ class SitesEvaluated:
 
 
 @frozen(kw_only=True)
+class SiteScored:
+    """Progress after the last round of a simulation with `holdout_baselines`.
+
+    A site's networks have been trained and scored.
+    Display or ignore it, and keep it in no record.
+
+    Attributes:
+        site: The site.
+        num_scored: Sites that have been scored so far.
+        num_sites: Sites in the federation.
+    """
+
+    site: int
+    num_scored: int
+    num_sites: int
+
+
+@frozen(kw_only=True)
 class RunCompleted:
     """Completion of a run.
 
@@ -261,6 +279,7 @@ Event: TypeAlias = (
     | AttemptFailed
     | RoundCompleted
     | SitesEvaluated
+    | SiteScored
     | RunCompleted
     | RunFailed
 )
@@ -273,6 +292,7 @@ EVENT_NAMES: dict[type[Event], str] = {
     AttemptFailed: "AttemptFailed",
     RoundCompleted: "RoundCompleted",
     SitesEvaluated: "SitesEvaluated",
+    SiteScored: "SiteScored",
     RunCompleted: "RunCompleted",
     RunFailed: "RunFailed",
 }

@@ -15,7 +15,7 @@ from cohortium.crypto.randomness import Seeds
 from cohortium.data.group_scores import groupings, score_groups
 from cohortium.errors import RunError, StoppedError
 from cohortium.learning.evaluation import Evaluation
-from cohortium.roles.events import RoundCompleted, RunCompleted, RunFailed, RunStarted
+from cohortium.roles.events import RoundCompleted, RunCompleted, RunFailed, RunStarted, SiteScored
 from cohortium.rounds.plan_with_prior import attack_bounds
 from cohortium.rounds.round_runner import RoundRunner
 from cohortium.runs.history import History
@@ -26,6 +26,7 @@ from cohortium.runs.site_scores import own_scores, personalises, score_sites
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from cohortium.data.examples import Examples
     from cohortium.data.predictions import Predictions
@@ -48,6 +49,7 @@ class RunDriver:
         listeners: Observers of this run.
         stop: Whether the user has asked to stop. It is called before each attempt.
         resume_command: The command that continues the run, or None if nothing is kept.
+        run_alone: Runs the study of one site alone in a new folder, for the study's baselines.
     """
 
     run_state: RunState
@@ -55,6 +57,7 @@ class RunDriver:
     listeners: Sequence[Callable[[Event], None]]
     stop: Callable[[], bool]
     resume_command: str | None = None
+    run_alone: Callable[[PreparedStudy, Path], Result] | None = None
     _rounds: RoundRunner | None = field(default=None, init=False)
     _watch: Evaluation | None = field(default=None, init=False)
 
@@ -255,7 +258,21 @@ class RunDriver:
         """Score simulated sites on their held-out images, and store the scores."""
         if self.folder is None or not self.prepared.federation.holdout_fraction:
             return None
-        found = score_sites(self.prepared, self.run_state.coordinator.net, self.folder.state_dir)
+        scored: list[int] = []
+
+        def tell(site: int) -> None:
+            scored.append(site)
+            if self.prepared.federation.holdout_baselines:
+                sites = self.prepared.run_config.federation_spec.sites
+                self.notify(SiteScored(site=site, num_scored=len(scored), num_sites=sites))
+
+        found = score_sites(
+            self.prepared,
+            self.run_state.coordinator.net,
+            self.folder.state_dir,
+            run=self.run_alone,
+            progress=tell,
+        )
         self.folder.write_site_scores(found)
         return own_scores(found)
 

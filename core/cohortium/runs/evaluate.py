@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from cohortium.errors import RequestError
 from cohortium.runs.launch import resume, start
+from cohortium.runs.personal_mark import refuse_personal
 from cohortium.runs.prepare import prepare
 from cohortium.runs.result import LAST, RESULT
 from cohortium.runs.run_directory import STUDY, RunDirectory, has_run
@@ -103,9 +104,10 @@ def final_weights(folder: Path) -> EvaluatedWeights:
     """Return the final weights of the finished run in `folder`.
 
     Raises:
-        RequestError: The run is not finished.
+        RequestError: The run is not finished, or the model must not leave its hospital.
         DataError: The weights are damaged.
     """
+    refuse_personal(folder, purpose="evaluated at other sites")
     if not (folder / RESULT).exists():
         raise RequestError(f"the run in {folder} is not finished, so it has no final weights.")
     tensors, notes = read_weights(folder / LAST)

@@ -175,12 +175,15 @@ class PreparedStudy:
         }
 
 
-def prepare(federation: Study, *, loaded: Splits | None = None) -> PreparedStudy:
+def prepare(
+    federation: Study, *, loaded: Splits | None = None, may_lack_classes: bool = False
+) -> PreparedStudy:
     """Load, partition and plan a study (see `Federation.prepare`).
 
     Args:
         federation: The study.
         loaded: Its data, if they are loaded already.
+        may_lack_classes: Whether the data are those of one site, which may lack classes.
     """
     # The study alone decides this, so a refusal needs neither torch nor the data.
     federation.aggregator.confidentiality(to_federation_spec(federation, examples=federation.sites))
@@ -188,7 +191,8 @@ def prepare(federation: Study, *, loaded: Splits | None = None) -> PreparedStudy
         return _prepare_deployment(federation, loaded)
     assert federation.dataset is not None
     splits = federation.dataset.load() if loaded is None else loaded
-    splits.require_learnable()
+    if not may_lack_classes:
+        splits.require_learnable()
     spec = splits.spec
     partition, held = partition_study(federation, splits)
     shared = ""

@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
     from cohortium.data.predictions import Predictions
     from cohortium.runs.dataset_info import DatasetInfo
-    from cohortium.runs.result import Result
-    from cohortium.runs.site_scores import SiteScores
+    from cohortium.runs.result import Result, SiteScores
 
 
 @frozen(eq=False)

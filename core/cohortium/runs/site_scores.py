@@ -9,44 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from attrs import frozen
-
 from cohortium.learning.evaluation import Evaluation
-from cohortium.rounds.local_round import reading_own
-from cohortium.runs.result import OwnScores
-from cohortium.storage.trainer_state import TrainerStateFile
+from cohortium.runs.result import OwnScores, SiteScores
+from cohortium.runs.site_baselines import adapt_at_site, own_network, train_alone
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
 
     from cohortium.roles.protocols import Trainer
+    from cohortium.roles.values import SiteId
     from cohortium.runs.prepare import PreparedStudy
-
-
-@frozen(kw_only=True)
-class SiteScores:
-    """Scores of a site on its held-out images.
-
-    Attributes:
-        site: Number of the site.
-        images: Number of held-out images.
-        metric: Name of the task's main metric, which the scores are.
-        score: Main metric of the global network.
-        personal_score: Main metric of the site's own network (`Trainer.personalize`). It equals
-            `score` if the trainer has none.
-        majority_share: Accuracy of always predicting the site's most frequent class. None if an
-            image has several classes.
-    """
-
-    site: int
-    images: int
-    metric: str
-    score: float
-    personal_score: float
-    majority_share: float | None
+    from cohortium.runs.site_baselines import Run
 
 
 class _Watched(Mapping[str, "Tensor"]):
@@ -91,6 +67,11 @@ def own_scores(found: Sequence[SiteScores]) -> OwnScores | None:
         pairs = zip(found, values, strict=True)
         return sum(each.images * value for each, value in pairs) / images
 
+    def mean_known(values: Sequence[float | None]) -> float | None:
+        known = [value for value in values if value is not None]
+        return mean(known) if len(known) == len(found) else None
+
+    worst = min(found, key=lambda each: each.used_score)
     majority = [each.majority_share for each in found if each.majority_share is not None]
     return OwnScores(
         sites=len(found),
@@ -99,21 +80,35 @@ def own_scores(found: Sequence[SiteScores]) -> OwnScores | None:
         score=mean([each.score for each in found]),
         personal_score=mean([each.personal_score for each in found]),
         majority_share=mean(majority) if len(majority) == len(found) else None,
+        alone_score=mean_known([each.alone_score for each in found]),
+        adapted_score=mean_known([each.adapted_score for each in found]),
+        worst_site=worst.site,
+        worst_score=worst.used_score,
     )
 
 
-def score_sites(prepared: PreparedStudy, net: nn.Module, states: Path) -> tuple[SiteScores, ...]:
+def score_sites(
+    prepared: PreparedStudy,
+    net: nn.Module,
+    states: Path,
+    *,
+    run: Run | None = None,
+    progress: Callable[[SiteId], None] | None = None,
+) -> tuple[SiteScores, ...]:
     """Return the scores of every site that has held images out.
 
     Args:
-        prepared: The study.
+        prepared: The study, whose `holdout_baselines` are scored, too.
         net: The final global network, which is not changed.
         states: Folder of the simulated sites' trainer state.
+        run: Runs the study of a site alone.  None trains no site alone.
+        progress: Called with each site that is scored.
 
     Raises:
         RunError: A site's state is damaged.
     """
     run_config, found = prepared.run_config, []
+    baselines = prepared.federation.holdout_baselines
     for site, held in enumerate(prepared.holdout):
         watch = Evaluation.of(
             prepared.splits.train.select(held) if len(held) else None,
@@ -124,12 +119,12 @@ def score_sites(prepared: PreparedStudy, net: nn.Module, states: Path) -> tuple[
         )
         if watch is None:
             continue
-        kept = (
-            TrainerStateFile(prepared.trainer_state_path(site, states), run_config.session)
-            .read()
-            .to_device(run_config.device)
-        )
-        own = run_config.trainer.personalize(net, reading_own(kept.at_round_end))
+        own = own_network(prepared, net, site, states)
+        alone = adapted = None
+        if run is not None and "alone" in baselines:
+            alone = watch.score(train_alone(prepared, site, run)).main
+        if "adapted" in baselines:
+            adapted = watch.score(adapt_at_site(prepared, site, own)).main
         globally = watch.score(net)
         found.append(
             SiteScores(
@@ -139,6 +134,10 @@ def score_sites(prepared: PreparedStudy, net: nn.Module, states: Path) -> tuple[
                 score=globally.main,
                 personal_score=watch.score(own).main,
                 majority_share=globally.majority_share,
+                alone_score=alone,
+                adapted_score=adapted,
             )
         )
+        if progress is not None:
+            progress(site)
     return tuple(found)

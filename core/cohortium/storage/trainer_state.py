@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import field, frozen
 
@@ -13,6 +13,7 @@ from cohortium.storage.atomic import atomic_write, require_room
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+    from typing import TypeGuard
 
     from torch import Tensor
 
@@ -90,6 +91,37 @@ def encode_trainer_state(session: bytes, kept: TrainerState) -> bytes:
     )
 
 
+def read_trainer_state(path: Path) -> tuple[str, TrainerState]:
+    """Return the session of a file's run, and the state in it.
+
+    Guarantees:
+        Nothing in the file is executed.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        RunError: The file is damaged, is something else, or has another format.
+    """
+    content = tensor_tree.read(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise RunError(f"{path} is no site's state of format {FORMAT}.")
+    session: Any
+    round_: Any
+    session, round_ = content.get("session"), content.get("round")
+    before, after = content.get("before"), content.get("after")
+    is_typed = isinstance(session, str) and isinstance(round_, int)
+    if not (is_typed and _is_state(before) and _is_state(after)):
+        raise RunError(f"{path} is no site's state: its entries are of other types.")
+    return session, TrainerState(round=round_, at_round_start=before, at_round_end=after)
+
+
+def _is_state(part: object) -> TypeGuard[dict[str, Tensor]]:
+    import torch
+
+    return isinstance(part, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in part.items()
+    )
+
+
 @frozen
 class TrainerStateFile:
     """A site's file of its trainer state, which it never sends.
@@ -114,16 +146,10 @@ class TrainerStateFile:
             RunError: The file is damaged, or has another format.
         """
         try:
-            content = tensor_tree.read(self.path)
+            session, kept = read_trainer_state(self.path)
         except FileNotFoundError:
             return TrainerState()
-        if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise RunError(f"{self.path} is no site's state of format {FORMAT}.")
-        if content["session"] != self.session.hex():
-            return TrainerState()
-        return TrainerState(
-            round=content["round"], at_round_start=content["before"], at_round_end=content["after"]
-        )
+        return kept if session == self.session.hex() else TrainerState()
 
     def write(self, kept: TrainerState) -> None:
         """Store `kept`, in place of the previous state.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import attrs
 import tomli_w
@@ -26,6 +26,9 @@ from cohortium.roles.protocols import (
 from cohortium.roles.values import Adversary
 from cohortium.study.measurement import EvaluationPlan, Measurement, PriorRelease
 from cohortium.study.search import Search
+
+if TYPE_CHECKING:
+    from attrs import Attribute
 
 Part = TypeVar("Part")
 
@@ -101,6 +104,17 @@ def _engine(value: Engine | str) -> Engine:
     return resolved("engine", value)
 
 
+Baseline = Literal["alone", "adapted"]
+"""A network of a simulated site to compare the federation's with."""
+
+
+def _known_baselines(_: object, attribute: Attribute[Any], value: tuple[str, ...]) -> None:
+    """Refuse names that are no baselines, or that come twice."""
+    known = get_args(Baseline)
+    if len(set(value)) != len(value) or not set(value) <= set(known):
+        raise ValueError(f"'{attribute.name}' takes each of {', '.join(known)} at most once")
+
+
 @frozen(kw_only=True)
 class Study:
     """A study as a value: seven roles and their settings.
@@ -146,6 +160,10 @@ class Study:
         holdout_fraction: Share of each simulated site's images that it does not train on. After the
             run, `simulation/holdout_scores.json` has the scores of the global model and the site's
             own on them.
+        holdout_baselines: Further networks of each simulated site that are scored on its held-out
+            images: "alone" for one that the site trains by itself with the study's model and
+            trainer, without noise, and "adapted" for the site's own after fine-tuning.  Each site
+            trains once more for each.
         observers: Names of the observers that receive every run's events.
 
     Raises:
@@ -186,6 +204,7 @@ class Study:
     key_directory: str = ""
     evaluate_every: int = field(default=1, validator=[ge(0), le(MAX_ROUNDS)])
     holdout_fraction: float = field(default=0.0, validator=[ge(0), lt(1)])
+    holdout_baselines: tuple[Baseline, ...] = field(default=(), validator=_known_baselines)
     observers: tuple[str, ...] = ()
 
     def __attrs_post_init__(self) -> None:
@@ -204,6 +223,10 @@ class Study:
         if self.cohort_size > self.sites:
             raise StudyError(
                 f"cohort_size = {self.cohort_size} is more than the {self.sites} sites."
+            )
+        if self.holdout_baselines and not self.holdout_fraction:
+            raise StudyError(
+                "holdout_baselines are scored on held-out images; set holdout_fraction, too."
             )
         asked = self.cohort_size or self.sites
         if self.min_contributors > asked:

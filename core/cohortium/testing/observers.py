@@ -22,6 +22,7 @@ from cohortium.roles.events import (
     RunStarted,
     SiteFailed,
     SiteReplied,
+    SiteScored,
     SitesEvaluated,
 )
 from cohortium.testing.contract import Check, ConformanceError, ensure
@@ -208,6 +209,7 @@ def sample_events(folder: Path | None, *, full: bool = True) -> list[Event]:
         rounds[0],
         SitesEvaluated(rounds=1, contributors=2, main=MAIN, guarantee_so_far=promise),
         rounds[1],
+        SiteScored(site=0, num_scored=1, num_sites=3),
         RunCompleted(scores=scores, guarantee=promise, weights_sha256="0" * 64, seconds=0.2),
     ]
 

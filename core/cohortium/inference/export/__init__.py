@@ -36,7 +36,8 @@ def export(classifier: Classifier, folder: Path, *, onnx: bool = False) -> tuple
 
     Args:
         classifier: Of a complete run.
-        folder: A new or empty folder. It is created if necessary.
+        folder: A new or empty folder. It is created if necessary, that of a personal model for its
+            owner alone.
         onnx: Whether to write the program as ONNX as well.
 
     Returns:
@@ -62,10 +63,11 @@ def export(classifier: Classifier, folder: Path, *, onnx: bool = False) -> tuple
             raise RequestError(f"{folder} is not empty; give another folder with --out.")
     except OSError as error:
         raise RequestError(f"cannot write to {folder}: {error.strerror}.") from error
-    is_scored_anew = recompute_scores(classifier)
+    is_scored_anew = classifier.personal is None and recompute_scores(classifier)
     files, exported = _files(classifier, onnx=onnx)
     exported = attrs.evolve(exported, is_scored_anew=is_scored_anew)
-    return _write(folder, {**files, CARD: model_card(classifier, exported).encode()})
+    mode = 0o777 if classifier.personal is None else 0o700
+    return _write(folder, {**files, CARD: model_card(classifier, exported).encode()}, mode)
 
 
 def _files(classifier: Classifier, *, onnx: bool) -> tuple[dict[str, bytes], Exported]:
@@ -85,9 +87,9 @@ def _files(classifier: Classifier, *, onnx: bool) -> tuple[dict[str, bytes], Exp
     return files, Exported(hashes=hashes, most=traced.most)
 
 
-def _write(folder: Path, files: Mapping[str, bytes]) -> tuple[Path, ...]:
+def _write(folder: Path, files: Mapping[str, bytes], mode: int) -> tuple[Path, ...]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
         for name, data in files.items():
             atomic_write(folder / name, data)
     except OSError as error:

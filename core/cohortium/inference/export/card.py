@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 from attrs import frozen
 
 from cohortium.catalog.discovery import discover
 from cohortium.data.scores import DECIMALS, metric_name
-from cohortium.errors import DataError
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.runs.signatures import seen_signatures, summarize
 
@@ -17,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from cohortium.inference.classifier import Classifier
+    from cohortium.privacy.guarantee import Guarantee
 
 
 @frozen
@@ -41,8 +40,9 @@ def model_card(classifier: Classifier, exported: Exported) -> str:
         DataError: The run's result is damaged, or its guarantee is no guarantee.
     """
     assert classifier.result is not None, "only a complete run's model has a card"
+    title = f"# Model card: {_plain(classifier.dataset_info.name)}"
     sections = (
-        [f"# Model card: {_plain(classifier.dataset_info.name)}", *_summary(classifier)],
+        [title, *_mark(classifier), *_summary(classifier)],
         ["## Use", *_use(classifier, exported)],
         ["## Privacy", *_privacy(classifier)],
         ["## Data", *_data(classifier)],
@@ -79,6 +79,29 @@ def _summary(classifier: Classifier) -> Iterator[str]:
     )
 
 
+def _mark(classifier: Classifier) -> Iterator[str]:
+    """Yield why the model must not leave, if it is personal."""
+    personal = classifier.personal
+    if personal is None:
+        return
+    yield f"> **Do not let this model leave this hospital.** It {personal.reason}."
+    found = personal.adaptation
+    start = personal.start_guarantee
+    cost = "without a guarantee" if start is None else f"with ε = {start.epsilon:.4g}"
+    if found is None:
+        yield f"It is a site's own network of the run's trainer. The run itself ended {cost}."
+        return
+    whose = "the global network" if found.start == "global" else "the site's own network"
+    yield (
+        f"It began as {whose} of a run {cost}, and was fine-tuned for {found.epochs} of at most "
+        f"{found.max_epochs} epochs (`{_plain(found.learn)}`) on {found.train_images:,} images of "
+        f"this hospital. The number of epochs was chosen on {found.validation_images:,} further "
+        f"ones: {metric_name(found.metric)} {_shown(found.metric, found.scores[0])} before and "
+        f"{_shown(found.metric, max(found.scores))} after, which flatters it, having been chosen "
+        "by that."
+    )
+
+
 def _use(classifier: Classifier, exported: Exported) -> Iterator[str]:
     classes = ", ".join(f"`{_plain(name)}`" for name in classifier.spec.classes)
     yield f"Predictions are in the order of the classes: {classes}."
@@ -107,15 +130,22 @@ def _use(classifier: Classifier, exported: Exported) -> Iterator[str]:
 
 
 def _privacy(classifier: Classifier) -> Iterator[str]:
-    assert classifier.result is not None
-    found = classifier.result.get("guarantee")
-    if found is None:
+    if classifier.personal is not None:
+        yield (
+            "**None for this model.** These weights may give images of the hospital away; treat "
+            "them like the images. That nothing left the hospital leaves the guarantee of the run "
+            "as it was."
+        )
+        guarantee = classifier.personal.start_guarantee
+        if guarantee is None:
+            yield "The global network of the run had no guarantee either."
+            return
+        yield "The global network of the run, which is not in this folder, has this one:"
+    else:
+        guarantee = classifier.guarantee
+    if guarantee is None:
         yield "**None.** These weights may give training images away; treat them like the images."
         return
-    try:
-        guarantee = msgspec.convert(found, Guarantee)
-    except (msgspec.ValidationError, ValueError) as error:
-        raise DataError(f"result.json states a guarantee that is none: {error}.") from error
     if guarantee.simulation:
         yield "**None: a simulation.** The noise came from a public seed, and protected nothing."
     yield f"{guarantee}."
@@ -200,6 +230,12 @@ def _scores(classifier: Classifier, exported: Exported) -> Iterator[str]:
     result = classifier.result
     assert result is not None
     scores = result.get("scores")
+    if classifier.personal is not None:
+        yield (
+            "This model has no scores on images that it did not see and was not chosen by. Those "
+            "of the run are of its global network."
+        )
+        return
     if scores is None:
         yield "There were no test images, so there are no scores."
         return

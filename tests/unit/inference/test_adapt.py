@@ -1,0 +1,343 @@
+"""`cohortium adapt`: a model fine-tuned at a hospital, which must not leave it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import shutil
+import stat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
+
+from cohortium.cli import app
+from cohortium.crypto.randomness import Seeds
+from cohortium.data.examples import Examples
+from cohortium.errors import CohortiumError, RequestError
+from cohortium.inference.classifier import Classifier
+from cohortium.learning.fine_tuning import MIN_UNITS, FineTuned, FineTuning
+from cohortium.runs.evaluate import final_weights
+from cohortium.runs.result import Result
+from cohortium.storage.atomic_folder import atomic_folder
+from cohortium.storage.trainer_state import TrainerState, encode_trainer_state
+from cohortium_fedavg import Ditto, FedPer
+from cohortium_gaussian import Gaussian
+from cohortium_module import Module
+from tests.support.federations import QuadrantImages, tiny_federation
+
+WARNING = "this model must not leave this hospital"
+NETWORK = Module(module="tests.support.federations:SmallConvNet")
+
+
+def site_images(n: int = 40, seed: int = 9) -> Examples:
+    """Images of a hospital that has two of the four classes."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    images = rng.integers(0, 120, (n, 1, 8, 8))
+    for k in range(2):
+        images[labels == k, :, :4, 4 * k : 4 * k + 4] += 80
+    return Examples(images.astype(np.uint8), labels)
+
+
+@pytest.fixture(scope="module")
+def private_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    tiny_federation(
+        model=NETWORK, sites=2, rounds=2, threads=1, privatizer=Gaussian(epsilon=8.0, delta=1e-3)
+    ).run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = site_images()
+    path = tmp_path_factory.mktemp("images") / "own.npz"
+    np.savez(path, train_images=found.images[:, 0], train_labels=found.labels)
+    return path
+
+
+def spoken(*arguments: str | Path) -> tuple[int, str, str]:
+    """What a command exits with and prints."""
+    done = CliRunner().invoke(app, [str(each) for each in arguments])
+    if done.exception is not None and isinstance(done.exception, CohortiumError):
+        return done.exception.exit_code, done.stdout, f"cohortium: {done.exception}"
+    return done.exit_code, done.stdout, done.stderr
+
+
+def from_file(path: Path, *more: str) -> list[str]:
+    named = ("name=npz", f"path={path}", *more)
+    return [part for each in named for part in ("--set", f"dataset.{each}")]
+
+
+CLASSES = 'classes=["a","b","c","d"]'
+
+
+def tuned(run: Path, examples: Examples, **changes: Any) -> FineTuned:
+    classifier = Classifier.open(run)
+    recipe = FineTuning(**{"epochs": 4, "learning_rate": 0.01, **changes})
+    return recipe.fine_tune(classifier.net, examples, classifier.spec, classifier.model, Seeds(1))
+
+
+@pytest.mark.parametrize("learning_rate", [0.01, 1e6])
+@pytest.mark.parametrize("learn", ["all", "head"])
+def test_never_worse_than_the_start_on_its_own_validation_part(
+    private_run: Path, learning_rate: float, learn: str
+) -> None:
+    before = Classifier.open(private_run)
+    found = tuned(private_run, site_images(), learning_rate=learning_rate, learn=learn)
+    assert found.scores[found.epochs] == max(found.scores) >= found.scores[0]
+    assert all(bool(torch.isfinite(p).all()) for p in found.net.parameters())
+    # The start itself is unchanged.
+    assert before.sha256 == Classifier.open(private_run).sha256
+
+
+def test_head_leaves_every_other_layer(private_run: Path) -> None:
+    start = dict(Classifier.open(private_run).net.named_parameters())
+    found = tuned(private_run, site_images(), learn="head", learning_rate=0.05)
+    assert found.epochs > 0
+    moved = {n for n, p in found.net.named_parameters() if not torch.equal(p, start[n])}
+    assert moved == {"4.weight", "4.bias"}
+
+
+def test_a_strong_pull_keeps_the_weights_near_the_start(private_run: Path) -> None:
+    from cohortium import parameters
+
+    start = parameters.flatten(Classifier.open(private_run).net)
+    free, held = (
+        parameters.flatten(tuned(private_run, site_images(), pull=pull).net)
+        for pull in (0.0, 100.0)
+    )
+    assert float((held - start).norm()) < float((free - start).norm())
+
+
+def test_a_patient_is_on_one_side(private_run: Path) -> None:
+    import attrs
+
+    owners = np.repeat(np.arange(MIN_UNITS), 5)
+    found = tuned(private_run, attrs.evolve(site_images(), patients=owners))
+    assert found.validation_images % 5 == 0
+    few = attrs.evolve(site_images(), patients=np.repeat(np.arange(4), 10))
+    with pytest.raises(RequestError, match="there are 4 patients, and a fine-tuning needs 8"):
+        tuned(private_run, few)
+
+
+def test_adapted_model_is_marked_and_stays(private_run: Path, images: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in private_run.rglob("*") if path.is_file()}
+    common = (*from_file(images, CLASSES), "--epochs", "3", "--rate", "0.01", "--quiet")
+    for name in ("one", "two"):
+        code, told, errors = spoken("adapt", private_run, "--out", tmp_path / name, *common)
+        assert code == 0, errors
+        assert WARNING in errors
+        assert "the model stays here" in told
+    one, two = tmp_path / "one", tmp_path / "two"
+    weights = [(each / "weights" / "last.safetensors").read_bytes() for each in (one, two)]
+    assert weights[0] == weights[1]
+    assert {path: path.read_bytes() for path in before} == before
+    for path in (one, *one.rglob("*")):
+        assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600)
+
+    code, told, errors = spoken("predict", one, images, "--split", "train", "--json")
+    assert (code, len(json.loads(told))) == (0, 40), errors
+    assert WARNING in errors
+
+    code, told, errors = spoken("export", one)
+    assert code == 0, errors
+    assert WARNING in errors
+    assert stat.S_IMODE((one / "export").stat().st_mode) == 0o700
+    card = (one / "export" / "README.md").read_text("utf-8")
+    first = card.splitlines()[2]
+    assert first.startswith("> **Do not let this model leave this hospital.** It was trained")
+    assert "without noise on this hospital's images" in first
+    epsilon = json.loads((private_run / "result.json").read_text())["guarantee"]["epsilon"]
+    assert f"a run with ε = {epsilon:.4g}" in " ".join(card.split())
+    assert "**None for this model.**" in card
+
+    code, told, errors = spoken("report", one)
+    assert code == 0, errors
+    assert WARNING in errors
+    page = (one / "report.html").read_text("utf-8")
+    assert "This model must not leave this hospital." in page
+    assert 'id="chosen"' in page
+    assert stat.S_IMODE((one / "report.html").stat().st_mode) == 0o600
+
+
+def test_other_requests_are_refused_in_one_sentence(
+    private_run: Path, images: Path, tmp_path: Path
+) -> None:
+    own, few, wide = from_file(images, CLASSES), tmp_path / "few.npz", tmp_path / "wide.npz"
+    found = site_images(5)
+    np.savez(few, train_images=found.images[:, 0], train_labels=found.labels)
+    np.savez(wide, train_images=np.zeros((20, 9, 9), np.uint8), train_labels=np.arange(20) % 4)
+    there = tmp_path / "there"
+    there.mkdir()
+    done = tmp_path / "done"
+    quick = ("--epochs", "1", "--quiet")
+    assert spoken("adapt", private_run, "--out", done, *own, *quick)[0] == 0
+    for arguments, words in (
+        ((private_run,), "name the hospital's images"),
+        ((private_run, *own, "--out", there), "exists already"),
+        ((private_run, *from_file(images, 'classes=["a","b","c","x"]')), "the label 'x' is none"),
+        ((private_run, *from_file(wide, CLASSES)), "of shape (1, 9, 9), not uint8"),
+        ((private_run, *from_file(few, CLASSES)), "there are 5 images"),
+        ((private_run, *own, "--rate", "-1"), "--rate"),
+        ((private_run, *own, "--validation", "1"), "--validation"),
+        ((private_run, *own, "--set", "model.name=cnn"), "only [dataset] names"),
+        ((done, *own), "is adapted already"),
+        ((tmp_path, *own), "is no record of a run"),
+    ):
+        out = () if "--out" in arguments else ("--out", tmp_path / "new")
+        code, told, errors = spoken("adapt", *arguments, *out, *quick)
+        assert code == 2, (arguments, errors)
+        assert told == ""
+        assert len(errors.strip().splitlines()) == 1
+        assert words in errors
+    assert not (tmp_path / "new").exists()
+    assert list(there.iterdir()) == []
+    with pytest.raises(RequestError, match="cannot be evaluated at other sites"):
+        final_weights(done)
+
+
+def test_altered_records_are_refused(private_run: Path, images: Path, tmp_path: Path) -> None:
+    done = tmp_path / "done"
+    own = from_file(images, CLASSES)
+    assert spoken("adapt", private_run, "--out", done, *own, "--epochs", "1", "--quiet")[0] == 0
+    mark = done / "personal.json"
+    text = mark.read_text("utf-8")
+    for damaged in ("", "{}", text.replace('"format": 1', '"format": 2'), text[:-9]):
+        mark.write_text(damaged, "utf-8")
+        with pytest.raises(CohortiumError, match=r"personal\.json is"):
+            Classifier.open(done)
+    mark.write_text(text, "utf-8")
+    shutil.copy(private_run / "weights" / "last.safetensors", done / "weights")
+    shutil.copy(private_run / "result.json", done)
+    if Classifier.open(private_run).sha256 not in text.split("weights_sha256")[2]:
+        with pytest.raises(CohortiumError, match="are not those of"):
+            Classifier.open(done)
+
+
+@pytest.fixture(scope="module", params=[FedPer(), Ditto()], ids=["fedper", "ditto"])
+def personal_run(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Result:
+    return tiny_federation(model=NETWORK, trainer=request.param, sites=2, rounds=2, threads=1).run(
+        tmp_path_factory.mktemp("personal") / "run"
+    )
+
+
+def state_of(run: Result) -> Path:
+    assert run.folder is not None
+    return run.folder / "trainer_state" / "site-1.safetensors"
+
+
+def test_a_sites_own_network_is_used_and_marked(
+    personal_run: Result, images: Path, tmp_path: Path
+) -> None:
+    folder, state = personal_run.folder, state_of(personal_run)
+    assert folder is not None
+    own = Classifier.open(folder, state=state)
+    assert own.sha256 != Classifier.open(folder).sha256
+    assert WARNING in (own.personal.notice if own.personal else "")
+    code, _, errors = spoken("predict", folder, images, "--split", "train", "--state", state)
+    assert code == 0, errors
+    assert WARNING in errors
+    assert "with --out" in spoken("export", folder, "--state", state)[2]
+    out = tmp_path / "export"
+    code, _, errors = spoken("export", folder, "--state", state, "--out", out)
+    assert code == 0, errors
+    assert (out / "README.md").read_text("utf-8").splitlines()[2].startswith("> **Do not let")
+    code, told, errors = spoken(
+        "adapt", folder, "--state", state, "--out", tmp_path / "adapted",
+        *from_file(images, CLASSES), "--epochs", "1",
+    )  # fmt: skip
+    assert code == 0, errors
+    assert "of the site's own network" in told
+
+
+def test_hostile_states_are_refused_in_one_sentence(
+    personal_run: Result, private_run: Path, tmp_path: Path
+) -> None:
+    folder = personal_run.folder
+    assert folder is not None
+    from cohortium.storage.trainer_state import read_trainer_state
+
+    _, kept = read_trainer_state(state_of(personal_run))
+    (name, *_), after = kept.at_round_end, kept.at_round_end
+
+    def written(state: dict[str, Any], label: str) -> Path:
+        path = tmp_path / label
+        path.write_bytes(encode_trainer_state(bytes(16), TrainerState(round=1, at_round_end=state)))
+        return path
+
+    files = [
+        written({**after, name: torch.full_like(after[name], float("nan"))}, "nan"),
+        written({**after, name: torch.zeros(1)}, "broadcast"),
+        written({**after, name: torch.zeros(3, 3)}, "shape"),
+        written({"other": torch.zeros(2)}, "names"),
+        written({}, "empty"),
+        tmp_path / "pickle",
+        tmp_path / "plain",
+        tmp_path / "missing",
+    ]
+
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "exploded",)
+
+    files[5].write_bytes(pickle.dumps(Bomb()))
+    save_file({"x": torch.zeros(2)}, files[6])
+    for path in files:
+        with pytest.raises(CohortiumError) as refused:
+            Classifier.open(folder, state=path)
+        assert "\n" not in str(refused.value)
+        assert path.name in str(refused.value)
+    assert not (tmp_path / "exploded").exists()
+    with pytest.raises(RequestError, match="keeps none"):
+        Classifier.open(private_run, state=state_of(personal_run))
+
+
+def test_a_failed_write_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(path: Path, data: bytes) -> None:
+        if path.name == "b":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cohortium.storage.atomic_folder.atomic_write", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            atomic_folder(tmp_path / "new", {"a": b"1", "b": b"2"})
+    assert list(tmp_path.iterdir()) == []
+    atomic_folder(tmp_path / "new", {"a": b"1", "in/b": b"2"})
+    before = hashlib.sha256((tmp_path / "new" / "a").read_bytes()).digest()
+    with pytest.raises(FileExistsError):
+        atomic_folder(tmp_path / "new", {"a": b"3"})
+    assert hashlib.sha256((tmp_path / "new" / "a").read_bytes()).digest() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
+
+
+def test_simulated_sites_have_baselines_in_record_and_report(tmp_path: Path) -> None:
+    from cohortium import reporting
+
+    run = tiny_federation(
+        dataset=QuadrantImages(96), model=NETWORK, partitioner="dirichlet", sites=2, rounds=1,
+        threads=1, holdout_fraction=0.3, holdout_baselines=("alone", "adapted"),
+    ).run(tmp_path / "run")  # fmt: skip
+    rows = json.loads((tmp_path / "run" / "simulation" / "holdout_scores.json").read_text())
+    assert run.own is not None
+    worst = min(rows, key=lambda row: row["adapted_score"])
+    assert (run.own.worst_site, run.own.worst_score) == (worst["site"], worst["adapted_score"])
+    assert all(0 <= row["alone_score"] <= 1 for row in rows)
+    page = reporting.render([reporting.read(tmp_path / "run")])
+    assert 'id="held-out"' in page
+    table = page[page.index('id="held-out"') :]
+    first = table.index(f'<th scope="row">{worst["site"]}</th>')
+    other = table.index(f'<th scope="row">{1 - worst["site"]}</th>')
+    assert first < other
+    with pytest.raises(CohortiumError, match="set holdout_fraction"):
+        tiny_federation(holdout_baselines=("alone",))
+    with pytest.raises((CohortiumError, ValueError), match="at most once"):
+        tiny_federation(holdout_fraction=0.1, holdout_baselines=("alone", "alone"))
