@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cohortium.cli._attack import attack
 from cohortium.cli._audit import audit
 from cohortium.cli._data import data
 from cohortium.cli._evaluate import evaluate
@@ -44,7 +45,7 @@ INTERRUPTED = 130
 
 GROUPS = MappingProxyType(
     {
-        "Study": (init, statistics, plan, run, resume, evaluate, report, compare, audit),
+        "Study": (init, statistics, plan, run, resume, evaluate, report, compare, audit, attack),
         "Data": (data, pack),
         "Model": (predict, export),
         "Hospital": (site, own_report, ledger, keygen, rehearse),
