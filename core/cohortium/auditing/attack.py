@@ -20,6 +20,7 @@ from cohortium.auditing.inversion import Inversion, start_images
 from cohortium.catalog.discovery import discover
 from cohortium.crypto.randomness import Randomness
 from cohortium.data.intensity import to_unit_range
+from cohortium.errors import RequestError
 from cohortium.learning.evaluation import torch_threads
 from cohortium.reporting.attack_page import AttackFacts, AttackStrip, Guess
 
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 GUESSES: Final = 4
 """Images that the attacker looks for in a release of several."""
 
-STEPS: Final = 300
+STEPS: Final = 1000
 """Steps of a search, unless another number is requested."""
 
 
@@ -62,7 +63,7 @@ def attack(
     Raises:
         StudyError: The study is a deployment, and its own images are requested.
         DataError: The data set has too few unrelated images.
-        BrokenNetworkError: The network has no gradient for these images.
+        RequestError: The round's batches are empty with this seed.
     """
     run_config, federation = prepared.run_config, prepared.federation
     with torch_threads(federation.threads or 1):
@@ -121,8 +122,8 @@ def _notes(run_config: RunConfig, held: AttackImages, *, is_secure: bool) -> lis
         found.append("The study adds no noise, so no guarantee bounds what an attack can find.")
     if not is_secure:
         found.append("The aggregator shows the coordinator the release of each single site.")
-    fewer = max(len(site) for site in held.sites)
-    if held.origin == "made-up" and fewer < run_config.federation_spec.examples_per_site:
+    fewer, declared = len(held.sites[0]), run_config.federation_spec.examples_per_site
+    if held.origin == "made-up" and fewer < declared:
         found.append(
             f"Each site has {fewer:,} made-up images, fewer than the study declares, so that they "
             "fit into memory."
@@ -163,6 +164,10 @@ class _Attacker:
             gradient=self.release.gradient,
             device=run_config.device,
         )
+        if not any(map(len, self.release.images.values())):
+            raise RequestError(
+                f"no image is in the round's batches with seed {self.seed}; give another --seed."
+            )
         truth, others = self._truth(), self._others()
         is_picture = inversion.gives_pictures()
         found, method = self._reconstruct(inversion, truth, tell, is_picture=is_picture)

@@ -27,8 +27,8 @@ Origin = Literal["made-up", "study"]
 OTHERS: Final = 64
 """Least number of unrelated images with which a reconstruction is compared."""
 
-MAX_VALUES: Final = 1 << 26
-"""Most values of all made-up images together. They take 256 MiB as `float32`."""
+MAX_VALUES: Final = 1 << 25
+"""Most values of all made-up images together. They take 128 MiB as `float32`."""
 
 DRAWN_BY: Final = ("phantom", "phantom-fields")
 """Data sets of made-up images, which an attack takes if their shape is the study's."""

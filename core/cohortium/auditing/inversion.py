@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cohortium.data.examples import DataSpec
     from cohortium.roles.protocols import Model
 
-SMOOTHNESS: Final = 1e-3
+SMOOTHNESS: Final = 0.05
 """Weight of the total variation in the search."""
 
 RATE: Final = 0.1
@@ -55,7 +55,11 @@ class Inversion:
         import torch
 
         images = torch.full((1, *self.spec.shape), 0.5, requires_grad=True)
-        inputs = self.model.preprocess(images * 1.0)
+        try:
+            # A preprocessing step may work in place, which a leaf does not allow.
+            inputs = self.model.preprocess(images * 1.0)
+        except RuntimeError:  # it leaves torch, as for an array of NumPy
+            return False
         return inputs.shape[1:] == images.shape[1:] and inputs.requires_grad
 
     def pieces(self) -> list[Tensor]:
@@ -165,7 +169,6 @@ class Inversion:
         sought = start.detach().clone().to(self.device).requires_grad_()
 
         def distance() -> Tensor:
-            # A preprocessing step may work in place, which a leaf does not allow.
             inputs = self.model.preprocess(sought * 1.0) if through else sought
             loss = self.spec.task.losses(self.net(inputs), labels).mean()
             found = torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True)

@@ -31,7 +31,7 @@ def attack(
     images: Annotated[
         Images, typer.Option(help="Images of the sites; study: the page holds real ones.")
     ] = Images.MADE_UP,
-    steps: Annotated[int, typer.Option(help="Steps of a search.", min=1, max=1_000_000)] = 300,
+    steps: Annotated[int, typer.Option(help="Steps of a search.", min=1, max=1_000_000)] = 1000,
     seed: Annotated[
         int, typer.Option(help="Seed of images, noise and search.", min=0, max=2**31 - 1)
     ] = 0,
@@ -46,7 +46,7 @@ def attack(
 
     Examples:
       cohortium attack study.toml
-      cohortium attack --set model=cnn --out attack.html
+      cohortium attack --set model.name=cnn --out attack.html
     """
     from rich.console import Console
 
@@ -60,7 +60,7 @@ def attack(
     with Console(stderr=True).status("attack") as status:
         facts = play(
             ready,
-            images=images.value,
+            images="study" if images is Images.STUDY else "made-up",
             steps=steps,
             seed=seed,
             tell=lambda release, share: status.update(f"attack: {release}, {share:.0%}"),
