@@ -35,7 +35,9 @@ def attack(
     seed: Annotated[
         int, typer.Option(help="Seed of images, noise and search.", min=0, max=2**31 - 1)
     ] = 0,
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("attack.html"),
+    out: Annotated[Path, typer.Option(help="The page to write; .png: its pictures alone.")] = Path(
+        "attack.html"
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
 ) -> None:
     """Try to reconstruct images from one round, as a curious coordinator.
@@ -46,7 +48,7 @@ def attack(
 
     Examples:
       cohortium attack study.toml
-      cohortium attack --set model.name=cnn --out attack.html
+      cohortium attack --set model.name=cnn --out strips.png
     """
     from rich.console import Console
 

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from attrs import field, frozen
 
+from cohortium.errors import RunError
 from cohortium.reporting.local_page import check_local_page, write_local_page
 from cohortium.reporting.pages import template_environment
-from cohortium.reporting.thumbnails import FEW_PIXELS, picture_uri, to_pixels
+from cohortium.reporting.thumbnails import FEW_PIXELS, picture_bytes, picture_uri, to_pixels
 from cohortium.reporting.wording import plural
+from cohortium.storage.atomic import atomic_write
+from cohortium.storage.writable import check_new_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,6 +29,12 @@ _MARK: Final = b'<meta name="generator" content="cohortium attack">'
 
 ReleaseKind = Literal["bare", "summed", "seen"]
 """A release of one site alone, the exact sum of all sites, and the study's own release."""
+
+TILE: Final = 84
+"""Longest side of an enlarged image in a picture of strips, in pixels."""
+
+GAP: Final = 14
+"""Space between strips, and between pairs of a strip, in pixels."""
 
 LEAST_GAIN: Final = 0.5
 """Share of the unexplained variance below which a reconstruction shows an image.
@@ -100,13 +109,17 @@ class AttackStrip:
     @property
     def sentence(self) -> str:
         """The result in honest words."""
-        sources = f"{plural(self.images, 'image')} of {plural(self.sites, 'site')}"
+        sources = (
+            "the only image of one site"
+            if self.images == 1
+            else f"an image among {plural(self.images, 'image')} of {plural(self.sites, 'site')}"
+        )
         figures = (
             f"the correlation is {self.score:.2f} at best, and {self.chance:.2f} with the most "
             f"similar of {plural(self.others, 'unrelated image')}"
         )
         if self.is_found:
-            return f"This attack found an image among {sources}: {figures}."
+            return f"This attack found {sources}: {figures}."
         proof = "that it fails proves nothing, and no guarantee bounds a better attack"
         if self.guarantee is not None:
             proof = (
@@ -117,7 +130,7 @@ class AttackStrip:
                 proof = (
                     "that it fails proves nothing, and the study’s noise comes from a public seed"
                 )
-        return f"This attack did not find an image among {sources}: {figures}; {proof}."
+        return f"This attack did not find {sources}: {figures}; {proof}."
 
 
 @frozen(eq=False, kw_only=True)
@@ -183,21 +196,37 @@ class AttackFacts:
 def check_attack_page(out: Path) -> None:
     """Refuse a path that cannot be written, or holds another file than such a page.
 
+    A picture replaces no file.
+
     Raises:
         RequestError: It is such a path.
     """
+    if _is_picture(out):
+        check_new_file(out, remedy="give another file with --out")
+        return
     check_local_page(out, _MARK, "an attack; give another file with --out")
 
 
 def write_attack_page(facts: AttackFacts, out: Path) -> None:
-    """Write the page of an attack, readable by its owner alone.
+    """Write the page of an attack, or its strips alone, readable by its owner alone.
+
+    Args:
+        facts: The attacks.
+        out: The page. If its name ends with `.png`, one picture has a row for each strip. In a row,
+            each image precedes its reconstruction.
 
     Raises:
         RequestError: Nothing can be written at `out`, or another file is there.
         RunError: The file cannot be written.
     """
     check_attack_page(out)
-    write_local_page(out, render_attack_page(facts))
+    if not _is_picture(out):
+        write_local_page(out, render_attack_page(facts))
+        return
+    try:
+        atomic_write(out, picture_bytes(_contact_sheet(facts)))
+    except OSError as error:
+        raise RunError(f"cannot write {out}: {error.strerror}.") from error
 
 
 def render_attack_page(facts: AttackFacts) -> str:
@@ -218,3 +247,35 @@ def render_attack_page(facts: AttackFacts) -> str:
         for strip in facts.strips
     ]
     return template_environment().get_template("attack.html").render(attack=facts, shown=shown)
+
+
+def _is_picture(out: Path) -> bool:
+    return out.suffix.lower() == ".png"
+
+
+def _contact_sheet(facts: AttackFacts) -> NDArray[np.uint8]:
+    """Return a picture of all strips, shape (H, W, 3), on white."""
+    import numpy as np
+
+    rows = [
+        [
+            to_pixels(image, (0.0, 1.0))
+            for guess in strip.guesses
+            for image in (guess.truth, guess.found)
+        ]
+        for strip in facts.strips
+    ]
+    height, width, _ = rows[0][0].shape
+    scale = max(1, TILE // max(height, width))
+    tall, wide = scale * height, scale * width
+    longest = max(map(len, rows))
+    pairs = longest // 2
+    sheet = np.full(
+        (len(rows) * (tall + GAP) - GAP, longest * (wide + 2) + (pairs - 1) * GAP, 3), 255, np.uint8
+    )
+    for down, row in enumerate(rows):
+        for along, tile in enumerate(row):
+            top, left = down * (tall + GAP), along * (wide + 2) + (along // 2) * GAP
+            enlarged = tile.repeat(scale, 0).repeat(scale, 1)
+            sheet[top : top + tall, left : left + wide] = enlarged
+    return sheet

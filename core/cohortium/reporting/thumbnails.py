@@ -144,11 +144,16 @@ def to_pixels(image: NDArray[Any], intensity_range: tuple[float, float]) -> NDAr
 
 def picture_uri(pixels: NDArray[np.uint8]) -> str:
     """Return a picture of colours, shape (H, W, 3), as the `data:` URI of a PNG file."""
+    return f"data:image/png;base64,{base64.b64encode(picture_bytes(pixels)).decode()}"
+
+
+def picture_bytes(pixels: NDArray[np.uint8]) -> bytes:
+    """Return a picture of colours, shape (H, W, 3), as a PNG file."""
     from PIL import Image
 
     file = BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return file.getvalue()
 
 
 def overlaid(pixels: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
