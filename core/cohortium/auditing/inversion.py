@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from cohortium.data.examples import DataSpec
     from cohortium.roles.protocols import Model
 
-SMOOTHNESS: Final = 0.05
-"""Weight of the total variation in the search."""
+SMOOTHNESS: Final = (0.3, 0.005)
+"""Weights of the total variation at the start of a search and at its end.
+
+A smooth image is found first, and its details after it.
+"""
 
 RATE: Final = 0.1
 """Step size of the search at its start, in units of the range of intensities."""
@@ -138,7 +141,7 @@ class Inversion:
         wanted = inputs.detach().view(-1, *self.spec.shape)
         images = torch.full_like(wanted, 0.5).requires_grad_()
 
-        def distance() -> Tensor:
+        def distance(_share: float) -> Tensor:
             return (self.model.preprocess(images * 1.0) - wanted).square().flatten(1).sum(1).sum()
 
         self._descend(images, distance, steps, tell, limits=(0.0, 1.0))
@@ -168,12 +171,15 @@ class Inversion:
         labels = labels.to(self.device)
         sought = start.detach().clone().to(self.device).requires_grad_()
 
-        def distance() -> Tensor:
+        def distance(share: float) -> Tensor:
             inputs = self.model.preprocess(sought * 1.0) if through else sought
             loss = self.spec.task.losses(self.net(inputs), labels).mean()
             found = torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True)
             away = 1 - _cosine(found, wanted)
-            return away + SMOOTHNESS * _total_variation(sought) if through else away
+            if not through:
+                return away
+            first, last = SMOOTHNESS
+            return away + first * (last / first) ** share * _total_variation(sought)
 
         limits = (0.0, 1.0) if through else None
         self._descend(sought, distance, steps, tell, limits=limits)
@@ -182,7 +188,7 @@ class Inversion:
     def _descend(
         self,
         sought: Tensor,
-        distance: Callable[[], Tensor],
+        distance: Callable[[float], Tensor],
         steps: int,
         tell: Callable[[float], None],
         *,
@@ -190,20 +196,21 @@ class Inversion:
     ) -> None:
         """Minimise `distance` over `sought` in place.
 
-        As in Geiping et al. 2020, Adam sees the signs of the gradient, and its rate falls three
-        times.
+        As in Geiping et al. 2020, Adam sees the signs of the gradient. Its rate falls to zero.
+
+        Args:
+            sought: The images or inputs.
+            distance: Returns the value to minimise, given the share of the steps that are done.
+            steps: Steps of the search.
+            tell: Receives the share that is done.
+            limits: Range of the values, or None.
         """
         import torch
 
         optimizer = torch.optim.Adam([sought], lr=RATE)
-        milestones = [round(share * steps) for share in (3 / 8, 5 / 8, 7 / 8)]
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
-        best, least = sought.detach().clone(), float("inf")
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for step in range(steps):
-            away = distance()
-            if away.item() < least:
-                best, least = sought.detach().clone(), away.item()
-            (sought.grad,) = torch.autograd.grad(away, [sought])
+            (sought.grad,) = torch.autograd.grad(distance(step / steps), [sought])
             sought.grad.sign_()
             optimizer.step()
             schedule.step()
@@ -211,8 +218,6 @@ class Inversion:
                 with torch.no_grad():
                     sought.clamp_(*limits)
             tell((step + 1) / steps)
-        with torch.no_grad():
-            sought.copy_(best)
 
 
 def start_images(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
