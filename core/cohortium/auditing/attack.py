@@ -9,6 +9,7 @@ study's coordinator really sees. An attack that fails proves nothing. The guaran
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from cohortium.auditing.attack_images import AttackImages, Origin
     from cohortium.auditing.attack_releases import Release
     from cohortium.reporting.attack_page import ReleaseKind
+    from cohortium.roles import Role
     from cohortium.rounds.run_config import RunConfig
     from cohortium.runs.prepare import PreparedStudy
 
@@ -94,12 +96,15 @@ def attack(
                 steps=steps,
                 seed=seed,
             )
-            strips.append(attacker.play(lambda share, kind=kind: tell(kind, share)))
+            strips.append(attacker.play(partial(tell, kind)))
     catalog = discover()
-    parts = {role: getattr(federation, role) for role in ("model", "trainer", "privatizer")}
+    named: tuple[Role, ...] = ("model", "trainer", "privatizer")
+    parts = {role: getattr(federation, role) for role in named}
     names = {role: catalog.name_of(role, p) or type(p).__name__ for role, p in parts.items()}
     return AttackFacts(
-        **names,
+        model=names["model"],
+        trainer=names["trainer"],
+        privatizer=names["privatizer"],
         is_study=images == "study",
         round=attacked.number,
         steps=steps,

@@ -125,15 +125,16 @@ def _shapes(shape: tuple[int, ...], count: int, rng: np.random.Generator) -> NDA
     channels, *size = shape
     places = np.meshgrid(*(np.linspace(-1, 1, side) for side in size), indexing="ij")
     column = (count, *[1] * len(size))
-    slope = sum(rng.uniform(-0.2, 0.2, column) * place for place in places)
+    slope = np.zeros((count, *size))
+    for place in places:
+        slope += rng.uniform(-0.2, 0.2, column) * place
     images = np.repeat((0.35 + slope)[:, None], channels, axis=1)
     for _ in range(_SHAPES):
         power = np.where(rng.random(column) < 0.5, 2.0, 16.0)  # noqa: PLR2004 - a disc or a box
-        distance = sum(
-            np.abs((place - rng.uniform(-0.6, 0.6, column)) / rng.uniform(0.25, 0.55, column))
-            ** power
-            for place in places
-        )
+        distance = np.zeros((count, *size))
+        for place in places:
+            away = (place - rng.uniform(-0.6, 0.6, column)) / rng.uniform(0.25, 0.55, column)
+            distance += np.abs(away) ** power
         colour = rng.uniform(0, 1, (count, channels, *[1] * len(size)))
         images = np.where((distance < 1)[:, None], colour, images)
     return images.clip(0, 1).astype(np.float32)

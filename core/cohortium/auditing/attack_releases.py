@@ -77,14 +77,16 @@ class AttackedRound:
 
     def summed(self, sites: Sequence[Examples]) -> Release:
         """Return the weighted mean of the exact releases of all sites."""
-        total, weight, images = 0.0, 0.0, {}
+        import torch
+
+        weight, images = 0.0, {}
+        total = torch.zeros((), dtype=torch.float64)
         for site, examples in enumerate(sites):
             watched = _Watched(self._privatizer(site, examples).batches)
             trained = self._train(examples, watched, site)
             total = total + trained.weight * trained.vector.double().cpu()
             weight += trained.weight
             images[site] = watched.images
-        assert not isinstance(total, float), "a round has a site"
         return Release(gradient=self._gradient((total / max(weight, 1.0)).float()), images=images)
 
     def seen(self, sites: Sequence[Examples]) -> Release:

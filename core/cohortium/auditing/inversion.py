@@ -142,7 +142,8 @@ class Inversion:
         images = torch.full_like(wanted, 0.5).requires_grad_()
 
         def distance(_share: float) -> Tensor:
-            return (self.model.preprocess(images * 1.0) - wanted).square().flatten(1).sum(1).sum()
+            apart: Tensor = self.model.preprocess(images * 1.0) - wanted
+            return apart.square().sum()
 
         self._descend(images, distance, steps, tell, limits=(0.0, 1.0))
         return images.detach()
@@ -233,7 +234,7 @@ def _cosine(found: Sequence[Tensor | None], wanted: Sequence[Tensor]) -> Tensor:
     product = sum((f * w).sum() for f, w in pairs)
     length = sum(f.square().sum() for f, _ in pairs)
     whole = sum(w.square().sum() for w in wanted)
-    return product / (length * whole).clamp(min=_TINY).sqrt()  # type: ignore[union-attr, return-value]
+    return product / (length * whole).clamp(min=_TINY).sqrt()  # type: ignore[union-attr]
 
 
 def _total_variation(images: Tensor) -> Tensor:

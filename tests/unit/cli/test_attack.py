@@ -6,8 +6,10 @@ import json
 import stat
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
+from cohortium.errors import RequestError
 from tests.support.command_line import cohortium
 
 TINY = [
@@ -48,14 +50,12 @@ def test_attack_writes_strips_as_one_picture(tmp_path: Path) -> None:
     with Image.open(strips) as picture:
         assert picture.format == "PNG"
         assert picture.height == 3 * 84 + 2 * 14
-    status, _, err = cohortium("attack", *TINY, "--out", str(strips))
-    assert status == 2
-    assert "exists already" in err
+    with pytest.raises(RequestError, match="exists already"):
+        cohortium("attack", *TINY, "--out", str(strips))
 
 
 def test_attack_keeps_other_files(tmp_path: Path) -> None:
     (tmp_path / "mine.html").write_text("mine")
-    status, _, err = cohortium("attack", *TINY, "--out", str(tmp_path / "mine.html"))
-    assert status == 2
-    assert "is no page of an attack; give another file with --out." in err
+    with pytest.raises(RequestError, match="is no page of an attack; give another file with"):
+        cohortium("attack", *TINY, "--out", str(tmp_path / "mine.html"))
     assert (tmp_path / "mine.html").read_text() == "mine"
