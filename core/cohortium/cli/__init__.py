@@ -14,6 +14,7 @@ import typer
 
 from cohortium.cli._adapt import adapt
 from cohortium.cli._approvals import approve, revoke, studies
+from cohortium.cli._attack import attack
 from cohortium.cli._audit import audit
 from cohortium.cli._data import data
 from cohortium.cli._evaluate import evaluate
@@ -49,7 +50,19 @@ INTERRUPTED = 130
 
 GROUPS = MappingProxyType(
     {
-        "Study": (init, statistics, plan, run, resume, tune, evaluate, report, compare, audit),
+        "Study": (
+            init,
+            statistics,
+            plan,
+            run,
+            resume,
+            tune,
+            evaluate,
+            report,
+            compare,
+            audit,
+            attack,
+        ),
         "Data": (data, pack),
         "Model": (predict, export, sign),
         "Hospital": (

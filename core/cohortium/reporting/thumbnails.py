@@ -105,36 +105,55 @@ def _thumbnail(
 
     image, label = examples.images[index], examples.labels[index]
     is_mask = label.shape == image.shape[1:]
-    if image.ndim > _RGB:  # a volume: its middle slice
-        middle = image.shape[1] // 2
-        image, label = image[:, middle], label[middle] if is_mask else label
+    pixels = to_pixels(image, intensity_range)
+    if is_mask:
+        if image.ndim > _RGB:
+            label = label[image.shape[1] // 2]
+        size = pixels.shape[1], pixels.shape[0]
+        mask = Image.fromarray(np.ascontiguousarray(label)).resize(size, Image.Resampling.NEAREST)
+        pixels = overlaid(pixels, np.asarray(mask))
+    return Thumbnail(
+        source=picture_uri(pixels),
+        caption=_caption(examples.labels[index : index + 1], task, is_mask=is_mask),
+        has_few_pixels=max(image.shape[-2:]) <= FEW_PIXELS,
+    )
+
+
+def to_pixels(image: NDArray[Any], intensity_range: tuple[float, float]) -> NDArray[np.uint8]:
+    """Return an image as a picture of colours, shape (H, W, 3), with sides up to `SIDE`.
+
+    Args:
+        image: Shape (C, H, W), or (C, D, H, W) for a volume, of which the middle slice is shown.
+        intensity_range: The values that become black and white.
+    """
+    from PIL import Image
+
+    if image.ndim > _RGB:
+        image = image[:, image.shape[1] // 2]
     low, high = intensity_range
     grey = ((image.astype(np.float32) - low) / max(high - low, 1e-9)).clip(0, 1) * 255
     channels = grey if len(grey) == _RGB else np.repeat(grey[:1], _RGB, axis=0)
-    pixels = channels.round().astype(np.uint8).transpose(1, 2, 0)
+    pixels = np.ascontiguousarray(channels.round().astype(np.uint8).transpose(1, 2, 0))
     height, width = pixels.shape[:2]
     scale = min(1.0, SIDE / max(height, width))
+    if scale == 1:
+        return pixels
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    if scale < 1:
-        picture = picture.resize(size, Image.Resampling.BOX)
-    if is_mask:
-        mask = Image.fromarray(np.ascontiguousarray(label)).resize(size, Image.Resampling.NEAREST)
-        picture = Image.fromarray(overlaid(np.asarray(picture), np.asarray(mask)))
-    return Thumbnail(
-        source=picture_uri(np.asarray(picture)),
-        caption=_caption(examples.labels[index : index + 1], task, is_mask=is_mask),
-        has_few_pixels=max(height, width) <= FEW_PIXELS,
-    )
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
 
 
 def picture_uri(pixels: NDArray[np.uint8]) -> str:
     """Return a picture of colours, shape (H, W, 3), as the `data:` URI of a PNG file."""
+    return f"data:image/png;base64,{base64.b64encode(picture_bytes(pixels)).decode()}"
+
+
+def picture_bytes(pixels: NDArray[np.uint8]) -> bytes:
+    """Return a picture of colours, shape (H, W, 3), as a PNG file."""
     from PIL import Image
 
     file = BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return file.getvalue()
 
 
 def overlaid(pixels: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -8,7 +8,6 @@ from attrs import frozen
 
 from cohortium.catalog.discovery import discover
 from cohortium.data.scores import DECIMALS, metric_name
-from cohortium.privacy.guarantee import Guarantee
 from cohortium.runs.signatures import seen_signatures, summarize
 
 if TYPE_CHECKING:
