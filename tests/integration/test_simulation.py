@@ -377,8 +377,8 @@ def test_run_record_matches_result(tmp_path: Path) -> None:
     assert set(saved) == {
         "accuracy", "scores", "calibration_error", "guarantee", "aggregation", "membership",
         "rounds", "sites", "dropouts", "max_upload_bytes", "seconds", "weights_sha256",
-        "versions", "plugins", "history", "data", "is_personal", "own", "measured", "measured_by_round",
-        "provenance",
+        "versions", "plugins", "history", "data", "is_personal", "own", "measured",
+        "measured_by_round", "provenance",
     }  # fmt: skip
     from safetensors.torch import load_file
 
