@@ -29,9 +29,9 @@ HOLDOUT_METRICS = (
 )
 """Metrics on the images that sites held out, if any.
 
-They are the accuracies of each site's own model, of the global model, of always predicting the
-site's most frequent class, of models that sites trained alone and of adapted ones.  The last is
-that of the worst site, with the model that it uses in the end.
+They are the accuracies of each site's own model, of the global model, and of always predicting the
+site's most frequent class.  Then come those of models that sites trained alone, and of adapted
+ones.  The last is that of the worst site, with the model that it uses in the end.
 """
 
 HOLDOUT_KEYS = ("personal_score", "score", "majority_share", "alone_score", "adapted_score")

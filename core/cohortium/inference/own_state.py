@@ -43,7 +43,7 @@ def own_network(trainer: Trainer, net: nn.Module, path: Path) -> nn.Module:
     if not path.is_file():
         raise RequestError(f"{path} is no file; give the file of the site's state.")
     if path.stat().st_size > MAX_STATE_BYTES:
-        raise DataError(f"{path} is larger than {MAX_STATE_BYTES:,} bytes, so it is no state.")
+        raise DataError(f"{path} is larger than {MAX_STATE_BYTES:,} bytes, more than a state has.")
     _, kept = read_trainer_state(path)
     state = reading_own(kept.at_round_end)
     for tensor in state.values():

@@ -45,14 +45,13 @@ class FineTuning:
     """Recipe of a fine-tuning: epochs of Adam, of which a validation part chooses the number.
 
     The best number of epochs has the best main metric on the validation part.  Of equals, the one
-    with the smallest loss is chosen, if the task has a loss, and then the smallest number.  0 is a
-    candidate, so the result is never worse there than the start.
+    with the smallest loss is chosen, if the task has a loss.  Then the smallest number counts.
+    0 is a candidate, so the result is never worse there than the start.
 
     Attributes:
         epochs: Most passes over the images.
         learning_rate: Learning rate of Adam (Kingma and Ba 2015).
-        batch_size: Images in a batch.  The last batches of an epoch may be smaller, and no less
-            than half of it unless the site has too few images.
+        batch_size: Images in a batch.  Batches of an epoch have equal sizes, up to one image.
         learn: Parameters that learn.  With "head", statistics such as BatchNorm's stay as well.
         pull: λ of the gradient's term λ(w - w_start), which keeps the weights near the start (Li et
             al. 2020).

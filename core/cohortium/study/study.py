@@ -161,9 +161,9 @@ class Study:
             run, `simulation/holdout_scores.json` has the scores of the global model and the site's
             own on them.
         holdout_baselines: Further networks of each simulated site that are scored on its held-out
-            images: "alone" for one that the site trains by itself with the study's model and
-            trainer, without noise, and "adapted" for the site's own after fine-tuning.  Each site
-            trains once more for each.
+            images. "alone" is one that the site trains by itself with the study's model and
+            trainer, without noise. "adapted" is the site's own after fine-tuning. Each site trains
+            once more for each.
         observers: Names of the observers that receive every run's events.
 
     Raises:

@@ -179,7 +179,7 @@ def test_other_requests_are_refused_in_one_sentence(
     done = tmp_path / "done"
     quick = ("--epochs", "1", "--quiet")
     assert spoken("adapt", private_run, "--out", done, *own, *quick)[0] == 0
-    for arguments, words in (
+    refused: list[tuple[tuple[str | Path, ...], str]] = [
         ((private_run,), "name the hospital's images"),
         ((private_run, *own, "--out", there), "exists already"),
         ((private_run, *from_file(images, 'classes=["a","b","c","x"]')), "the label 'x' is none"),
@@ -190,8 +190,9 @@ def test_other_requests_are_refused_in_one_sentence(
         ((private_run, *own, "--set", "model.name=cnn"), "only [dataset] names"),
         ((done, *own), "is adapted already"),
         ((tmp_path, *own), "is no record of a run"),
-    ):
-        out = () if "--out" in arguments else ("--out", tmp_path / "new")
+    ]
+    for arguments, words in refused:
+        out: tuple[str | Path, ...] = () if "--out" in arguments else ("--out", tmp_path / "new")
         code, told, errors = spoken("adapt", *arguments, *out, *quick)
         assert code == 2, (arguments, errors)
         assert told == ""
