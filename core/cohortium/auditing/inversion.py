@@ -184,7 +184,8 @@ class Inversion:
 
         limits = (0.0, 1.0) if through else None
         self._descend(sought, distance, steps, tell, limits=limits)
-        return sought.detach().cpu()
+        found: Tensor = sought.detach().cpu()
+        return found
 
     def _descend(
         self,
