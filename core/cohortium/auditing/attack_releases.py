@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @frozen(eq=False, kw_only=True)
 class Release:
-    """What the coordinator sees in one round.
+    """The view of the coordinator in one round.
 
     Attributes:
         gradient: The vector as a mean gradient of the trainable parameters, up to a positive

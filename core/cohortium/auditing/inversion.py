@@ -143,7 +143,8 @@ class Inversion:
 
         def distance(_share: float) -> Tensor:
             apart: Tensor = self.model.preprocess(images * 1.0) - wanted
-            return apart.square().sum()
+            away: Tensor = apart.square().sum()
+            return away
 
         self._descend(images, distance, steps, tell, limits=(0.0, 1.0))
         return images.detach()

@@ -120,17 +120,17 @@ class AttackStrip:
         )
         if self.is_found:
             return f"This attack found {sources}: {figures}."
-        proof = "that it fails proves nothing, and no guarantee bounds a better attack"
+        proof = "That it fails proves nothing, and no guarantee bounds a better attack"
         if self.guarantee is not None:
             proof = (
-                "that it fails proves nothing, the guarantee does "
+                "That it fails proves nothing, the guarantee does "
                 f"(ε = {self.guarantee.epsilon:.3g} at δ = {self.guarantee.delta:.3g})"
             )
             if self.guarantee.simulation:
                 proof = (
-                    "that it fails proves nothing, and the study’s noise comes from a public seed"
+                    "That it fails proves nothing, and the study’s noise comes from a public seed"
                 )
-        return f"This attack did not find {sources}: {figures}; {proof}."
+        return f"This attack did not find {sources}: {figures}. {proof}."
 
 
 @frozen(eq=False, kw_only=True)

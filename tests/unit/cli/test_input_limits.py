@@ -110,6 +110,8 @@ def idle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["rehearse", "--out", "file"], "cannot write to file: Not a directory."),
         (["rehearse", "--out", "."], ". is not empty; give another folder with --out."),
         (["audit", "--out", "file"], "file exists already; give another file with --out."),
+        (["attack", "--out", "file"], "file exists and is no page of an attack; give another"),
+        (["attack", "--out", "no/attack.html"], "cannot write no/attack.html: No such file or"),
         (["audit", "--out", "no/found.json"], "cannot write no/found.json: No such file or dir"),
         (["predict", "run", "a.png", "--out", "no/called.csv"], "cannot write no/called.csv: No"),
         (["predict", "run", "a.png", "--out", "file"], "file exists already; give another file"),
