@@ -44,9 +44,9 @@ def membership_bounds(
     """Return the bound of some mechanisms at each rate of false positives.
 
     Without sampling, the bound is Φ(Φ⁻¹(α) + μ), and an attack reaches it (Dong, Roth, Su 2022,
-    Definition 2.6). Otherwise, each point (ε, δ) of the accountant's curve bounds the rate by
-    e^ε α + δ and by 1 - e^-ε (1 - δ - α) (Kairouz, Oh, Viswanath 2015). The result is the least of
-    these that a search over δ finds.
+    Definition 2.6). Otherwise, the accountant gives a curve of points (ε, δ). Each point bounds the
+    rate twice (Kairouz, Oh, Viswanath 2015). One bound is e^ε α + δ, and the other
+    1 - e^-ε (1 - δ - α). The result is the least bound that a search over δ finds.
 
     Args:
         spends: Each mechanism, and the number of its applications.
