@@ -181,7 +181,8 @@ class Inversion:
             if not through:
                 return away
             first, last = SMOOTHNESS
-            return away + first * (last / first) ** share * _total_variation(sought)
+            weight: float = first * (last / first) ** share
+            return away + weight * _total_variation(sought)
 
         limits = (0.0, 1.0) if through else None
         self._descend(sought, distance, steps, tell, limits=limits)
