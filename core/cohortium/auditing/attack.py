@@ -186,8 +186,9 @@ class _Attacker:
             candidates = np.concatenate([truth.numpy(), others.numpy()])
             pictures = candidates[np.concatenate([scores, chance], axis=1).argmax(1)]
             method += (
-                " It then takes the image with the most similar features, among these images and "
-                f"{len(others):,} others."
+                " It then chooses the candidate with the most similar features. The release has "
+                f"{len(truth):,} of the {len(candidates):,} candidates, so a right choice alone "
+                "may be chance."
             )
         best = scores.argmax(1)
         return AttackStrip(
@@ -196,6 +197,7 @@ class _Attacker:
             sites=len(self.release.images),
             images=len(truth),
             method=method,
+            is_choice=not is_picture,
             guesses=tuple(
                 Guess(
                     truth=truth[int(best[k])].numpy(),

@@ -67,7 +67,9 @@ class AttackStrip:
         is_seen: Whether the study's coordinator sees this release.
         sites: Number of sites in it.
         images: Number of images in it.
-        method: The attack in one sentence.
+        method: The attack in words.
+        is_choice: Whether a reconstruction is the chosen one of candidate images. The correlations
+            are then of features.
         guesses: The attacker's reconstructions.
         chance: Largest correlation of a reconstruction with an unrelated image.
         others: Number of the unrelated images.
@@ -79,6 +81,7 @@ class AttackStrip:
     sites: int
     images: int
     method: str
+    is_choice: bool
     guesses: tuple[Guess, ...] = field(repr=False)
     chance: float
     others: int

@@ -50,6 +50,22 @@ class Perceptron:
             )
 
 
+@frozen
+class Normed:
+    """A network that cannot be trained on one image."""
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        return images
+
+    def build(self, spec: DataSpec, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return nn.Sequential(
+                nn.Conv2d(spec.channels, 2, 3, 4), nn.Flatten(), nn.Linear(8, 4),
+                nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, len(spec.classes)),
+            )  # fmt: skip
+
+
 def play(**changes: Any) -> AttackFacts:
     steps = changes.pop("steps", 60)
     images = changes.pop("images", "made-up")
@@ -167,6 +183,12 @@ def test_label_is_inferred_from_the_bias() -> None:
         found = Inversion(model=Perceptron(), spec=spec, net=net, gradient=gradient).infer_label()
         assert found is not None
         assert found.tolist() == [label]
+
+
+def test_bare_update_has_the_fewest_images_possible() -> None:
+    bare = unprotected(model=Normed(), steps=2).strips[0]
+    assert bare.images == len(bare.guesses) == 2
+    assert "has the labels" in bare.method
 
 
 def test_empty_batches_are_refused() -> None:
