@@ -27,6 +27,7 @@ from cohortium.cli._plan import plan
 from cohortium.cli._plugins import check, plugins
 from cohortium.cli._report import report
 from cohortium.cli._run import resume, run
+from cohortium.cli._serve import serve
 from cohortium.cli._site import rehearse, site
 from cohortium.cli._statistics import statistics
 from cohortium.cli._streams import spell
@@ -46,7 +47,7 @@ GROUPS = MappingProxyType(
     {
         "Study": (init, statistics, plan, run, resume, evaluate, report, compare, audit),
         "Data": (data, pack),
-        "Model": (predict, export),
+        "Model": (predict, export, serve),
         "Hospital": (site, own_report, ledger, keygen, rehearse),
         "Plugins": (plugins, check, new_plugin),
     }

@@ -34,6 +34,9 @@ PATIENCE: Final = 60.0
 QUERY_IMAGES: Final = 4
 """Most images that the command sends at once."""
 
+QUERY_BYTES: Final = 1 << 24
+"""Bytes of ciphertexts above which a query has fewer images."""
+
 _SLACK: Final = 1 << 12
 """Bytes of a message beyond its arrays."""
 
@@ -70,7 +73,7 @@ class EncryptedClassifier:
         """
         library = scheme.Scheme.open()
         found = decode(
-            _call(url, tls, "GET", DESCRIPTION, None, 4 * MAX_FEATURES + _SLACK),
+            _call(url, tls, DESCRIPTION, most=4 * MAX_FEATURES + _SLACK),
             ServiceDescription,
         )
         if found.scheme != scheme.NAME:
@@ -98,10 +101,12 @@ class EncryptedClassifier:
         """
         import torch
 
+        size = protocol.image_bytes(self._description.features)
+        step = max(1, min(QUERY_IMAGES, QUERY_BYTES // size))
         outputs = [
             output
-            for start in range(0, len(images), QUERY_IMAGES)
-            for output in self._ask(self.public.features(images[start : start + QUERY_IMAGES]))
+            for start in range(0, len(images), step)
+            for output in self._ask(self.public.features(images[start : start + step]))
         ]
         found = self.public.spec.task.predict(torch.from_numpy(np.array(outputs)))
         return np.asarray(found.numpy())
@@ -120,7 +125,7 @@ class EncryptedClassifier:
         )
         classes = self._description.classes
         size = len(features) * classes * protocol.OUTPUT_BYTES
-        body = _call(self.url, self._tls, "POST", ANSWER, query, size + _SLACK)
+        body = _call(self.url, self._tls, ANSWER, query=query, most=size + _SLACK)
         outputs = decode(body, EncryptedAnswer).outputs
         if len(outputs) != len(features):
             raise MessageError(f"{self.url} answered for {len(outputs)} images.")
@@ -128,7 +133,7 @@ class EncryptedClassifier:
 
 
 def _call(
-    url: str, tls: ssl.SSLContext | None, method: str, path: str, query: Message | None, most: int
+    url: str, tls: ssl.SSLContext | None, path: str, *, query: Message | None = None, most: int
 ) -> bytes:
     """Return the body of the service's answer, `most` bytes at the most."""
     scheme_name, host, port = parse_url(url)
@@ -138,7 +143,10 @@ def _call(
         else http.client.HTTPConnection(host, port, timeout=PATIENCE)
     )
     try:
-        connection.request(method, path, None if query is None else encode(query))
+        if query is None:
+            connection.request("GET", path)
+        else:
+            connection.request("POST", path, encode(query))
         response = connection.getresponse()
         body = response.read(most + 1)
     except (OSError, http.client.HTTPException) as error:

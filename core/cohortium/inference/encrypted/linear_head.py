@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
-
 from cohortium.catalog.networks import blame_network
 from cohortium.errors import RequestError
 from cohortium.inference.encrypted.public_model import probe_image
@@ -14,9 +12,13 @@ from cohortium.learning.preprocessing import preprocess
 from cohortium.messages.encrypted import MAX_CLASSES, MAX_FEATURES
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from cohortium.inference.classifier import Classifier
+
+FEATURE_AXES: Final = 2
+"""Axes of features: image and feature."""
 
 BLOCK: Final = 256
 """Rows of the identity that the network maps at a time."""
@@ -28,8 +30,8 @@ TOLERANCE: Final = 1e-6
 def linear_head(classifier: Classifier) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the weights (K, D) and the bias (K,) of a network that is affine in its features.
 
-    The network maps the identity and zero, so any affine network qualifies, such as a linear layer
-    behind a learned whitening. Random features confirm the result.
+    The network maps the identity and zero, so the form of the
+    network does not matter. Random features confirm the result.
 
     Raises:
         RequestError: The network takes images, or is not affine.
@@ -37,7 +39,7 @@ def linear_head(classifier: Classifier) -> tuple[NDArray[np.float64], NDArray[np
     import torch
 
     inputs = preprocess(classifier.model, probe_image(classifier.spec), classifier.spec)
-    if inputs.ndim != len(("image", "feature")):
+    if inputs.ndim != FEATURE_AXES:
         raise _not_linear(classifier)
     size = inputs.shape[1]
     if size > MAX_FEATURES or len(classifier.spec.output_shape) != 1:
@@ -68,5 +70,5 @@ def _not_linear(classifier: Classifier) -> RequestError:
     return RequestError(
         f"the model '{name}' of {classifier.folder} is not one linear layer on fixed features, and "
         "only such a model can be served encrypted: 'descriptor', 'scatternet', or 'pretrained' "
-        "with trainable = \"head\"."
+        'with trainable = "head".'
     )

@@ -9,8 +9,8 @@ The clinic has features x, encrypted in slots. The owner has weights W, shape (K
 
 A sum of real slots is N/2 times the constant coefficient. So no slot has to be rotated, and no
 evaluation key exists. The other coefficients of c0 hide the products x_i·W_ki, and never leave the
-owner (extraction of an LWE sample, as in Chen et al. 2021, "Efficient homomorphic conversion between
-(ring) LWE ciphertexts").
+owner (extraction of an LWE sample, as in Chen et al. 2021, "Efficient homomorphic conversion
+between (ring) LWE ciphertexts").
 
 Guarantees:
     To the owner, a query is a ciphertext under the clinic's key, a public key and the number of
@@ -261,9 +261,7 @@ class EncryptedHead:
         if not parts[:, 1].any(axis=(1, 2)).all():
             raise MessageError("an image is not encrypted.")
         inputs = [scheme.ciphertext(part, 2.0**INPUT_BITS) for part in parts]
-        encryptor = scheme.api.Encryptor(
-            scheme.context, scheme.public_key(public, self._uniform)
-        )
+        encryptor = scheme.api.Encryptor(scheme.context, scheme.public_key(public, self._uniform))
         return b"".join(
             self._output(encryptor, inputs, row, bias)
             for row, bias in zip(self._weights, self._bias, strict=True)

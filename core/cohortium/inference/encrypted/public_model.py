@@ -91,7 +91,9 @@ class PublicModel:
                 f"the model takes {spec.pixel_type} images of shape {spec.shape}, channels first, "
                 f"not {images.dtype} of shape {images.shape[1:]}."
             )
-        found: NDArray[np.float64] = preprocess(self.model, images, spec).double().flatten(1).numpy()
+        found: NDArray[np.float64] = (
+            preprocess(self.model, images, spec).double().flatten(1).numpy()
+        )
         return found
 
     def require_probe(self, probe: NDArray[np.float32]) -> None:
@@ -127,7 +129,9 @@ def publish(classifier: Classifier, folder: Path) -> None:
         facts = json.dumps(classifier.dataset_info.as_json(), indent=2)
         (folder / dataset_info.DATASET_INFO).write_text(facts, encoding="utf-8")
     except FileExistsError as error:
-        raise RequestError(f"{folder} exists already; give another folder with --public.") from error
+        raise RequestError(
+            f"{folder} exists already; give another folder with --public."
+        ) from error
     except OSError as error:
         raise RunError(f"cannot write {folder}: {error.strerror}.") from error
 

@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-REQUEST_SECONDS: Final = 60.0
-"""Seconds for a whole request and its answer's delivery, without the time of its computation."""
+REQUEST_SECONDS: Final = 120.0
+"""Seconds for a whole request, from its handshake to the delivery of its answer."""
 
 MAX_CONNECTIONS: Final = 64
 MAX_CONNECTIONS_OF_ADDRESS: Final = 16
@@ -152,7 +152,8 @@ class _Connections:
     def leave(self, address: str) -> None:
         with self._lock:
             self._open[address] -= 1
-            self._open += Counter()  # type: ignore[misc]  # drops counts of zero
+            if not self._open[address]:
+                del self._open[address]
 
 
 class InferenceServer(ThreadingHTTPServer):
@@ -258,13 +259,13 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.0"
     timeout = REQUEST_SECONDS
 
-    def do_GET(self) -> None:  # noqa: N802 - the standard library's name
+    def do_GET(self) -> None:
         if self.path == DESCRIPTION:
             self._send(HTTPStatus.OK, self.server.service.description)
         else:
             self._refuse(HTTPStatus.NOT_FOUND, f"there is only {DESCRIPTION} and {ANSWER}.")
 
-    def do_POST(self) -> None:  # noqa: N802 - the standard library's name
+    def do_POST(self) -> None:
         if self.path != ANSWER:
             self._refuse(HTTPStatus.NOT_FOUND, f"queries go to {ANSWER}.")
             return
@@ -288,7 +289,7 @@ class _Handler(BaseHTTPRequestHandler):
             return self.server.service.answer(body, self._client())
         except (CohortiumError, OSError, RuntimeError, ValueError) as error:
             # The library reports values that it cannot compute with as such errors.
-            _LOG.error("a query failed with %s.", type(error).__name__)  # noqa: TRY400
+            _LOG.error("a query failed with %s.", type(error).__name__)
             return HTTPStatus.INTERNAL_SERVER_ERROR, EncryptedRefusal("the service failed.")
 
     def _client(self) -> str:
