@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 
 from cohortium.ledger.cost import AttemptCost
-from cohortium.messages import deployment, run
+from cohortium.messages import deployment, encrypted, run
 from cohortium.messages.codec import Message, decode, encode
 from cohortium.privacy.mechanisms import GaussianMechanism, RenyiBoundedMechanism
 from cohortium.roles.events import EVENT_NAMES, Event
@@ -25,6 +25,10 @@ MESSAGES = {
     "confirmed-unmask-request": "attempt signatures",
     "consistency-check": "signature",
     "consistency-request": "attempt survivors",
+    "encrypted-answer": "outputs",
+    "encrypted-query": "model seed key images",
+    "encrypted-refusal": "reason",
+    "encrypted-service": "scheme model features classes probe seed",
     "identify-reply": "site signature",
     "identify-request": "challenge",
     "invitation": "session study directory versions",
@@ -59,6 +63,7 @@ PRICES = {
 MODULES = (
     run,
     deployment,
+    encrypted,
     checkpoint,
     "cohortium_secagg._messages",
     "cohortium_additive._messages",
