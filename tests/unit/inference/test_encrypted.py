@@ -17,7 +17,10 @@ import numpy as np
 import pytest
 import torch
 from attrs import evolve, frozen
+from numpy.typing import NDArray
+from typer.testing import CliRunner
 
+from cohortium.cli import app
 from cohortium.errors import DataError, MessageError, RequestError, RunError
 from cohortium.inference.classifier import Classifier
 from cohortium.messages.codec import MAGIC, Message, decode, encode
@@ -81,9 +84,11 @@ def listening(found: service.InferenceService) -> Iterator[service.InferenceServ
             thread.join()
 
 
-def head_of(scheme: Scheme, features: int, classes: int) -> tuple[EncryptedHead, np.ndarray]:
+def head_of(
+    scheme: Scheme, features: int, classes: int
+) -> tuple[EncryptedHead, NDArray[np.float64]]:
     rng = np.random.default_rng(1)
-    weights = rng.normal(size=(classes, features))
+    weights: NDArray[np.float64] = rng.normal(size=(classes, features))
     weights[-1] = 0  # an untrained output has no weights to multiply by
     head = EncryptedHead.of(scheme, weights, np.arange(classes) - 0.25)
     return head, weights
@@ -231,7 +236,7 @@ def test_hostile_bytes_get_a_refusal_and_the_service_goes_on(
         b"\x16\x03\x01" * 50,
         b"POST /v1/answer HTTP/1.1\r\n" * 3,
     ):
-        with socket.create_connection(served.server_address[:2]) as raw:
+        with socket.create_connection(("127.0.0.1", served.server_port)) as raw:
             raw.sendall(head)
             raw.shutdown(socket.SHUT_WR)
             while raw.recv(4096):
@@ -242,7 +247,7 @@ def test_hostile_bytes_get_a_refusal_and_the_service_goes_on(
 def call(
     server: service.InferenceServer, method: str, path: str, **headers: str
 ) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(*server.server_address[:2])
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port)
     connection.putrequest(method, path)
     for name, value in headers.items():
         connection.putheader(name.replace("_", "-"), value)
@@ -268,7 +273,7 @@ def test_request_of_another_kind_is_refused(served: service.InferenceServer) -> 
 def test_slow_clients_delay_no_other(public: PublicModel, served: service.InferenceServer) -> None:
     with contextlib.ExitStack() as stack:
         for sent in (b"", b"POST /v1/answer HTTP/1.0\r\n", b"G") * 3:
-            slow = stack.enter_context(socket.create_connection(served.server_address[:2]))
+            slow = stack.enter_context(socket.create_connection(("127.0.0.1", served.server_port)))
             slow.sendall(sent)
         test = DATA.load().test
         assert test is not None
@@ -372,3 +377,27 @@ def test_absent_service_is_one_sentence(public: PublicModel) -> None:
         url = f"http://127.0.0.1:{free.getsockname()[1]}"
         with pytest.raises(RunError, match=r"does not answer .*ask the model's owner"):
             EncryptedClassifier.connect(public, url, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["serve", "RUN", "--key", "k.pem"], "--key and --clients need --certificate"),
+        (["serve", "RUN", "--listen", "0.0.0.0:1"], "without TLS only this machine may be named"),
+        (["serve", "RUN", "--certificate", "none.pem"], "cannot use none.pem with its key"),
+        (["serve", "RUN", "--public", "RUN"], "exists already; give another folder"),
+        (["predict", "RUN", "a.png", "--ca", "ca.pem"], "are for --encrypted; give its URL"),
+        (
+            ["predict", "RUN", "a.png", "--encrypted", "https://a", "--weights", "best"],
+            "the owner chooses",
+        ),
+        (
+            ["predict", "RUN", "a.png", "--encrypted", "https://a", "--ca", "none.pem"],
+            "cannot use none.pem",
+        ),
+    ],
+)
+def test_options_that_contradict_are_refused(run: Path, options: list[str], sentence: str) -> None:
+    outcome = CliRunner().invoke(app, [str(run) if each == "RUN" else each for each in options])
+    assert isinstance(outcome.exception, RequestError)
+    assert sentence in str(outcome.exception)

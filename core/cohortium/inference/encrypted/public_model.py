@@ -157,4 +157,5 @@ def probe_image(spec: DataSpec) -> NDArray[Any]:
     grid = np.indices(spec.shape, dtype=np.float64)
     steps = np.arange(1, len(spec.shape) + 1).reshape(-1, *[1] * len(spec.shape))
     wave = 0.5 + 0.5 * np.sin((grid * steps).sum(axis=0) / 3)
-    return (low + wave * (high - low)).astype(spec.pixel_type)[None]
+    image: NDArray[Any] = (low + wave * (high - low)).astype(spec.pixel_type)
+    return image[None]

@@ -195,9 +195,9 @@ class InferenceServer(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """The service's URL."""
-        host, port = self.server_address[:2]
-        name = f"[{host!s}]" if ":" in str(host) else str(host)
-        return f"{'http' if self.tls is None else 'https'}://{name}:{port}"
+        host = str(self.server_address[0])
+        name = f"[{host}]" if ":" in host else host
+        return f"{'http' if self.tls is None else 'https'}://{name}:{self.server_port}"
 
     def server_bind(self) -> None:
         """Bind without a look-up of the host's name, which the standard library would make."""
