@@ -4,7 +4,7 @@ A clinic computes an image's features, which are fixed and public. It encrypts t
 et al. 2017) under a key that it alone has. The model's owner multiplies the ciphertext by the
 weights of the linear layer, and cannot read it. The clinic decrypts the outputs.
 
-Module `scheme` has the parameters and the arrays of the library, `protocol` the two parties,
-`linear_head` the owner's weights, `public_model` the clinic's part, `service` and `client` the
-transport. `docs/encrypted.md` has the threat model.
+Module `scheme` has the parameters and the arrays of the library, and `protocol` the two parties.
+Module `linear_head` has the owner's weights, and `public_model` the clinic's part. Modules
+`service` and `client` are the transport. `docs/encrypted.md` has the threat model.
 """

@@ -50,8 +50,8 @@ class EncryptedClassifier:
         url: Of the owner's service.
 
     Guarantees:
-        Images, features and outputs stay in this process. What leaves is `EncryptedQuery`. No reply
-        depends on a decrypted value, except that a failure of the command is visible.
+        Images, features and outputs stay in this process. Only an `EncryptedQuery` leaves it. No
+        message depends on a decrypted value.
     """
 
     public: PublicModel

@@ -8,9 +8,8 @@ The clinic has features x, encrypted in slots. The owner has weights W, shape (K
     clinic   c0[0] + (c1·s)[0]  =  2/N · the sum of the slots of x·W_k
 
 A sum of real slots is N/2 times the constant coefficient. So no slot has to be rotated, and no
-evaluation key exists. The other coefficients of c0 hide the products x_i·W_ki, and never leave the
-owner (extraction of an LWE sample, as in Chen et al. 2021, "Efficient homomorphic conversion
-between (ring) LWE ciphertexts").
+evaluation key exists. The other coefficients of c0 would show products x_i·W_ki, and never leave
+the owner. Chen et al. 2021 (eprint 2020/015) call this the extraction of an LWE sample.
 
 Guarantees:
     To the owner, a query is a ciphertext under the clinic's key, a public key and the number of
@@ -63,8 +62,11 @@ MAX_WEIGHT_NORM: Final = 2.0**8
 MAX_BIAS: Final = 2.0**17
 
 _NOISE_FACTOR: Final = 32
-"""Bound of the noise in units of the weights' scaled norm: fresh noise is at most 21 for each
-coefficient, and the norm of a polynomial is √(2/N) times that of its slots."""
+"""Bound of the noise in units of the weights' scaled norm.
+
+Fresh noise is at most 21 in each coefficient. The norm of a polynomial is √(2/N) times that of its
+slots.
+"""
 
 _IMAGE_SHAPE = (2, LEVELS, DEGREE)
 _KEY_SHAPE = (LEVELS + 1, DEGREE)
