@@ -90,7 +90,7 @@ def head_of(
     rng = np.random.default_rng(1)
     weights: NDArray[np.float64] = rng.normal(size=(classes, features))
     weights[-1] = 0  # an untrained output has no weights to multiply by
-    head = EncryptedHead.of(scheme, weights, np.arange(classes) - 0.25)
+    head = EncryptedHead.of(scheme, weights, np.linspace(-0.25, classes - 1.25, classes))
     return head, weights
 
 
