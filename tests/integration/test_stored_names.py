@@ -14,7 +14,7 @@ from cohortium.deployment.study_facts import StudyFacts
 from cohortium.deployment.study_record import Approval, StudyRecord
 from cohortium.deployment.trail_entries import AnyEntry
 from cohortium.ledger.cost import AttemptCost
-from cohortium.messages import deployment, run
+from cohortium.messages import deployment, encrypted, run
 from cohortium.messages.codec import Message, decode, encode
 from cohortium.privacy.mechanisms import GaussianMechanism, RenyiBoundedMechanism
 from cohortium.roles.events import EVENT_NAMES, Event
@@ -29,6 +29,10 @@ MESSAGES = {
     "confirmed-unmask-request": "attempt signatures next_roster",
     "consistency-check": "signature",
     "consistency-request": "attempt survivors",
+    "encrypted-answer": "outputs",
+    "encrypted-query": "model seed key images",
+    "encrypted-refusal": "reason",
+    "encrypted-service": "scheme model features classes probe seed",
     "identify-reply": "site signature",
     "identify-request": "challenge",
     "invitation": "session study directory versions",
@@ -84,6 +88,7 @@ FILES = {
 MODULES = (
     run,
     deployment,
+    encrypted,
     checkpoint,
     "cohortium_secagg._messages",
     "cohortium_additive._messages",

@@ -30,6 +30,7 @@ from cohortium.cli._plan import plan
 from cohortium.cli._plugins import check, plugins
 from cohortium.cli._report import report
 from cohortium.cli._run import resume, run
+from cohortium.cli._serve import serve
 from cohortium.cli._sign import sign
 from cohortium.cli._site import rehearse, site
 from cohortium.cli._statistics import statistics
@@ -64,7 +65,7 @@ GROUPS = MappingProxyType(
             attack,
         ),
         "Data": (data, pack),
-        "Model": (predict, export, sign),
+        "Model": (predict, export, sign, serve),
         "Hospital": (
             site,
             studies,

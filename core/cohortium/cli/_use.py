@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from cohortium.data.examples import DataSpec
     from cohortium.inference.classifier import Classifier
 
 Weights = Annotated[
@@ -57,6 +58,23 @@ def predict(
         Path | None,
         typer.Option(help="A new folder for the masks of a segmentation, one file per image."),
     ] = None,
+    encrypted: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="The service of a model's owner. DIR is what `serve --public` wrote.",
+        ),
+    ] = None,
+    ca: Annotated[
+        Path | None,
+        typer.Option(help="PEM file of the authority of --encrypted; default the system's."),
+    ] = None,
+    certificate: Annotated[
+        Path | None, typer.Option(help="PEM file of the own certificate, for --encrypted.")
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="PEM file of its key, if not in the certificate's file.")
+    ] = None,
 ) -> None:
     """Classify images with a run's model.
 
@@ -65,22 +83,43 @@ def predict(
     in the size of the image files. Files are read as the study read its own, in the size that it
     declares. Images must have the same form as the training images.
 
+    With --encrypted the weights stay with the model's owner, who sees neither image nor result.
+
     Examples:
       cohortium predict runs/first slides/
       cohortium predict runs/first a.png b.png --json
       cohortium predict runs/first bloodmnist.npz --split test --out called.csv
       cohortium predict runs/cells slides/ --masks masks
       cohortium predict runs/own slides/ --state states/STATE.safetensors
+      cohortium predict first-public slides/ --encrypted https://model.example:8443 --ca ca.pem
     """
-    from cohortium.inference import image_files, mask_files
     from cohortium.inference.classifier import Classifier
-    from cohortium.storage.atomic import atomic_create
 
     if out is not None:
         check_new_file(out, remedy="give another file with --out")
+    if encrypted is not None:
+        if masks is not None or weights != "last" or state is not None:
+            raise RequestError(
+                "--encrypted has no --masks, no --weights and no --state; the owner chooses."
+            )
+        tls = _TlsFiles(ca, certificate, key)
+        _write(_encrypted_rows(folder, images, split, encrypted, tls), out, as_json=as_json)
+        return
+    if {ca, certificate, key} != {None}:
+        raise RequestError("--ca, --certificate and --key are for --encrypted; give its URL, too.")
     classifier = Classifier.open(folder, weights, state=state)
     warn_personal(classifier.personal)
     _tell_signatures(classifier)
+    rows = _plain_rows(classifier, images, split, masks)
+    _write(rows, out, as_json=as_json)
+
+
+def _plain_rows(
+    classifier: Classifier, images: list[Path], split: str, masks: Path | None
+) -> list[dict[str, Any]]:
+    """Return the rows of images, and write their masks to a new folder `masks`."""
+    from cohortium.inference import image_files, mask_files
+
     if masks is not None:
         mask_files.check_new_folder(masks, classifier.spec)
     rows: list[dict[str, Any]] = []
@@ -91,13 +130,48 @@ def predict(
                 if source is not None:
                     mask_files.require_mappable(name, source, classifier.spec)
         called = classifier.predict(batch.images)
-        found = _rows(batch.names, called, classifier)
+        found = _rows(batch.names, called, classifier.spec)
         if masks is not None:
             files = mask_files.write(
                 masks, batch.names, called, start=len(rows), sources=batch.sources
             )
             found = [row | {"mask": file} for row, file in zip(found, files, strict=True)]
         rows += found
+    return rows
+
+
+class _TlsFiles(NamedTuple):
+    """Files of --encrypted."""
+
+    ca: Path | None
+    certificate: Path | None
+    key: Path | None
+
+
+def _encrypted_rows(
+    folder: Path, images: list[Path], split: str, url: str, tls: _TlsFiles
+) -> list[dict[str, Any]]:
+    """Return the rows of images whose features are sent encrypted to `url`."""
+    from cohortium.inference import image_files
+    from cohortium.inference.encrypted import endpoint
+    from cohortium.inference.encrypted.client import EncryptedClassifier
+    from cohortium.inference.encrypted.public_model import PublicModel
+
+    endpoint.parse_url(url)
+    context = endpoint.client_tls(*tls)
+    public = PublicModel.open(folder)
+    classifier = EncryptedClassifier.connect(public, url, context)
+    return [
+        row
+        for batch in image_files.read(images, public.spec, split=split)
+        for row in _rows(batch.names, classifier.predict(batch.images), public.spec)
+    ]
+
+
+def _write(rows: list[dict[str, Any]], out: Path | None, *, as_json: bool) -> None:
+    """Write rows to a new file, or to the terminal."""
+    from cohortium.storage.atomic import atomic_create
+
     if out is None:
         typer.echo(json_text(rows) + "\n" if as_json else _csv(rows), nl=False)
         return
@@ -109,8 +183,8 @@ def predict(
         raise RunError(f"cannot write {out}: {error.strerror}.") from error
 
 
-def _rows(names: list[str], called: NDArray[Any], classifier: Classifier) -> list[dict[str, Any]]:
-    describe = classifier.spec.task.describe
+def _rows(names: list[str], called: NDArray[Any], spec: DataSpec) -> list[dict[str, Any]]:
+    describe = spec.task.describe
     return [{"image": name, **describe(row)} for name, row in zip(names, called, strict=True)]
 
 

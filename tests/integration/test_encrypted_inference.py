@@ -1,0 +1,157 @@
+"""Encrypted inference between processes: an owner's service, and clinics that ask it."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import ipaddress
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from PIL import Image
+
+from cohortium.inference.classifier import Classifier
+from cohortium_descriptor import Descriptor
+from cohortium_phantom import Phantom
+from tests.support import command_server
+from tests.support.federations import tiny_federation
+
+pytest.importorskip("tenseal", reason="encrypted inference is an extra")
+
+pytestmark = pytest.mark.slow
+
+DATA = Phantom(examples=30, validation=0, test=2)
+MODEL = Descriptor(bins=3, edge_bins=2, radii=(1.0,))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, the clinics' part of it, two images, and certificates."""
+    folder = tmp_path_factory.mktemp("encrypted")
+    federation = tiny_federation(dataset=DATA, model=MODEL, trainer="fedsgd", sites=2, rounds=1)
+    federation.run(folder / "run")
+    test = DATA.load().test
+    assert test is not None
+    (folder / "slides").mkdir()
+    for number, image in enumerate(test.images):
+        Image.fromarray(image.transpose(1, 2, 0)).save(folder / "slides" / f"{number}.png")
+    write_certificates(folder)
+    done = cohortium(folder, "serve", "run", "--public", "public")
+    assert (done.returncode, done.stdout) == (0, "public\n"), done.stderr
+    return folder
+
+
+def write_certificates(folder: Path) -> None:
+    """Write an authority, and certificates with their keys of the service and of two clinics."""
+    authority = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "authority")])
+    now = dt.datetime.now(dt.UTC)
+
+    def certify(file: str, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> None:
+        is_authority = file == "ca.pem"
+        made = (
+            x509.CertificateBuilder(name, subject, key.public_key(), x509.random_serial_number())
+            .not_valid_before(now - dt.timedelta(days=1))
+            .not_valid_after(now + dt.timedelta(days=1))
+            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
+            .add_extension(
+                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
+                critical=False,
+            )
+            .sign(authority, hashes.SHA256())
+        )
+        data = made.public_bytes(Encoding.PEM)
+        if not is_authority:
+            data += key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (folder / file).write_bytes(data)
+
+    certify("ca.pem", name, authority)
+    for each in ("service", "clinic", "other"):
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, each)])
+        certify(f"{each}.pem", subject, ec.generate_private_key(ec.SECP256R1()))
+
+
+def cohortium(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return command_server.command(*arguments, cwd=folder, environment=os.environ)
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The URL of a service in a process of its own, and the process."""
+    words = command_server.server().command("cohortium.cli", "main", "cohortium")
+    process = subprocess.Popen(
+        [*words, "serve", "run", "--listen", "127.0.0.1:0", *options],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        encoding="utf-8",
+        process_group=0,
+    )
+    assert process.stderr is not None
+    try:
+        first = process.stderr.readline()
+        assert first.startswith("serving encrypted images at http"), first + process.stderr.read()
+        yield first.split()[-1], process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, 15)
+        process.stderr.close()
+        process.wait()
+
+
+def predicted(text: str) -> tuple[list[str], np.ndarray]:
+    rows = json.loads(text)
+    return [row["image"] for row in rows], np.array(
+        [list(row["probabilities"].values()) for row in rows]
+    )
+
+
+def test_clinic_gets_the_probabilities_of_the_plain_model(home: Path) -> None:
+    plain = cohortium(home, "predict", "run", "slides", "--json")
+    names, wanted = predicted(plain.stdout)
+    assert len(Classifier.open(home / "run").spec.classes) == wanted.shape[1]
+    tls = ("--certificate", "service.pem", "--clients", "ca.pem", "--max-answers", "2")
+    own = ("--ca", "ca.pem", "--certificate")
+    with serving(home, *tls) as (url, process):
+        ask = ("predict", "public", "slides", "--json", "--encrypted", url)
+        done = cohortium(home, *ask, *own, "clinic.pem")
+        assert done.returncode == 0, done.stderr
+        found_names, found = predicted(done.stdout)
+        assert found_names == names
+        np.testing.assert_allclose(found, wanted, atol=1e-3)
+        # The limit is of each client, and a client without a certificate gets no answer at all.
+        spent = cohortium(home, *ask, *own, "clinic.pem")
+        assert (spent.returncode, spent.stdout) == (1, "")
+        assert spent.stderr.endswith("the limit of 2 images for this client is reached.\n")
+        assert cohortium(home, *ask, *own, "other.pem").returncode == 0
+        nobody = cohortium(home, *ask, "--ca", "ca.pem")
+        assert (nobody.returncode, nobody.stdout) == (1, "")
+        assert "does not answer" in nobody.stderr
+        stranger = cohortium(home, *ask)
+        assert "CERTIFICATE_VERIFY_FAILED" in stranger.stderr
+        os.killpg(process.pid, 15)
+        assert process.stderr is not None
+        # No client, image or failure of theirs is named.
+        assert all("serving encrypted images" in line for line in process.stderr)
+
+
+def test_killed_service_is_one_sentence_and_a_wrong_folder_another(home: Path) -> None:
+    with serving(home) as (url, process):
+        wrong = cohortium(home, "predict", "run", "slides", "--encrypted", url)
+        assert (wrong.returncode, wrong.stdout) == (2, "")
+        assert wrong.stderr.startswith("cohortium: run has no model.toml; give the folder that")
+        os.killpg(process.pid, 9)
+        process.wait()
+        done = cohortium(home, "predict", "public", "slides", "--encrypted", url)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.count("\n") == 1
+        assert "does not answer (Connection refused)" in done.stderr
