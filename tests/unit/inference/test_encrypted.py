@@ -52,7 +52,7 @@ def scheme() -> Scheme:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "cells"
-    model = Descriptor(bins=3, edge_bins=2, radii=(1.0,))
+    model = Descriptor(bins=3, edge_bins=2, radii=(1.0,), norm=8.0)
     tiny_federation(dataset=DATA, model=model, trainer="fedsgd", sites=2, rounds=1).run(folder)
     return folder
 
@@ -180,6 +180,8 @@ def test_probabilities_are_those_of_the_plain_model(
     found = EncryptedClassifier.connect(public, served.url, None).predict(test.images)
     wanted = Classifier.open(run).predict(test.images)
     assert found.shape == wanted.shape
+    assert 0.2 < wanted.max() < 0.99  # a network that is sure would hide a wrong output
+    assert np.ptp(wanted, axis=0).max() > 1e-3  # and so would one that ignores the image
     np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
@@ -308,7 +310,7 @@ def test_another_model_is_refused_before_an_image_is_encrypted(
 ) -> None:
     with pytest.raises(RequestError, match="serves another model"):
         EncryptedClassifier.connect(evolve(public, sha256=bytes(32)), served.url, None)
-    other = evolve(public, model=Descriptor(bins=3, edge_bins=2, radii=(0.5,)))
+    other = evolve(public, model=Descriptor(bins=3, edge_bins=2, radii=(0.5,), norm=8.0))
     with pytest.raises(RequestError, match="features of a synthetic image differ"):
         EncryptedClassifier.connect(other, served.url, None)
 

@@ -23,7 +23,8 @@ Guarantees:
 
     A clinic that deviates learns, of each output and each query, at most one integer modulo the
     ciphertext's modulus: 120 bits. It may choose which linear function of the encoded weights that
-    integer is.
+    integer is. This assumes that learning with errors stays hard if one inner product of its secret
+    with a chosen vector is known, since the clinic chooses b'.
 """
 
 from __future__ import annotations
