@@ -166,7 +166,9 @@ def test_personalised_report_leads_with_site_scores(tmp_path: Path) -> None:
     )
     table = (out / "table.md").read_text()
     heads = list(columns(table))
-    assert heads[2:6] == ["own at sites", "global at sites", "majority at sites", "global accuracy"]
+    assert heads[2:7] == [
+        "own at sites", "global at sites", "majority at sites", "worst site", "global accuracy",
+    ]  # fmt: skip
     assert "no site uses the global one" in table
     assert "accuracy of the sites' own models" in (out / "plot.svg").read_text()
     folder = out / "holdout_fraction=0.3,algorithm=mic" / "seed-1"

@@ -223,12 +223,12 @@ def test_candidate_that_fails_is_counted_and_not_chosen(tmp_path: Path) -> None:
     # No site sends an update with values beyond the privatizer's limit.
     trainer = FedAvg(batch_size=64)
     study = searched(rounds=1, evaluation=None, holdout_fraction=0.0, trainer=trainer)
-    tuning = Tuning(studies=rates(study, 1e5, 0.2), rounds=1, score="public", share=0.5)
+    tuning = Tuning(studies=rates(study, 1e5, 0.001), rounds=1, score="public", share=0.5)
     found = tune(study, tuning, tmp_path / "search")
     failed, fine = found.choice.scores
     assert failed.value is None
     assert failed.failure
-    assert found.choice.chosen == fine.candidate == "rate=0.2"
+    assert found.choice.chosen == fine.candidate == "rate=0.001"
     assert found.plan.counted == 2
 
 

@@ -273,17 +273,17 @@ def _holdout_means(folder: Path) -> dict[str, float]:
 def metrics_of(table: Sequence[Row]) -> tuple[str, ...]:
     """Return the metrics of the table, the most relevant first.
 
-    If a trainer makes networks for the sites themselves, the metrics of those come first.
+    If a trainer makes networks for the sites themselves, the metrics of those come first.  Metrics
+    on held-out images that no run has are left out.
     """
     names = dict.fromkeys(name for row in table for name in row.metrics)
     figures = (*names, "majority_share")
     if not any(row.summary(HOLDOUT_METRICS[0]) for row in table):
         return figures
-    return (
-        (*HOLDOUT_METRICS, *figures)
-        if any(row.is_personal for row in table)
-        else (*figures, *HOLDOUT_METRICS)
-    )
+    held_out = [name for name in HOLDOUT_METRICS if any(row.summary(name) for row in table)]
+    if any(row.is_personal for row in table):
+        return (*held_out, *figures)
+    return (*figures, *held_out)
 
 
 def groupings_of(table: Sequence[Row]) -> tuple[str, ...]:
