@@ -197,7 +197,7 @@ class _Search:
 
         A candidate that fails has no score.  Its cost is counted in any case.
         """
-        study = candidate_study(self.federation, self.tuning, self.plan, number, self.part)
+        study = candidate_study(self.tuning, self.plan, number, self.part)
         run = f"{number + 1:02d}-{name}"
         try:
             self._run(study, self.folder / run)

@@ -47,15 +47,13 @@ def shortened(study: Federation, tuning: Tuning, part: str) -> Federation:
     )
 
 
-def candidate_study(
-    study: Federation, tuning: Tuning, plan: TuningPlan, number: int, part: str
-) -> Federation:
+def candidate_study(tuning: Tuning, plan: TuningPlan, number: int, part: str) -> Federation:
     """Return the study of the candidate that is run as `number`, from 0.
 
-    Its guarantee counts the candidates before it.
+    It has the settings of that candidate.  Its guarantee counts the candidates before it.
     """
     before = plan.drawn[:number]
-    short = shortened(study, tuning, part)
+    short = shortened(tuning.studies[plan.drawn[number]], tuning, part)
     evaluation = short.evaluation
     if evaluation is not None:
         evaluation = attrs.evolve(evaluation, epsilon=plan.evaluation_epsilon)

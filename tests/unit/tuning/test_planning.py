@@ -34,7 +34,7 @@ PUBLIC = {"score": "public"}
 def composed_anew(plan: TuningPlan, study: Federation, tuning: Tuning, chosen: str) -> float:
     """ε of all mechanisms, from the privatizers' own plans of every run."""
     spends: list[tuple[accounting.Mechanism, int]] = []
-    runs = [candidate_study(study, tuning, plan, k, "accuracy") for k in range(len(plan.drawn))]
+    runs = [candidate_study(tuning, plan, k, "accuracy") for k in range(len(plan.drawn))]
     for each in [*runs, final_study(study, tuning, plan, chosen)]:
         prepared = each.prepare()
         spec = to_federation_spec(each, examples=prepared.run_config.spec.examples)
@@ -117,6 +117,17 @@ def test_prior_release_is_counted_with_the_search() -> None:
     }
 
 
+def test_each_candidate_has_its_own_settings() -> None:
+    study = searched(evaluation=None, holdout_fraction=0.0)
+    tuning = Tuning(studies=rates(study, 0.05, 0.1, 0.4), rounds=1, score="public")
+    plan = plan_tuning(study, tuning)
+    for number, name in enumerate(plan.drawn):
+        each: Any = candidate_study(tuning, plan, number, "accuracy").trainer
+        assert f"rate={each.learning_rate:g}" == name
+        last: Any = final_study(study, tuning, plan, name).trainer
+        assert f"rate={last.learning_rate:g}" == name
+
+
 @pytest.mark.slow
 def test_candidate_guarantee_counts_the_candidates_before_it() -> None:
     study = searched(evaluation=None, holdout_fraction=0.0)
@@ -124,7 +135,7 @@ def test_candidate_guarantee_counts_the_candidates_before_it() -> None:
     plan = plan_tuning(study, tuning)
     found = []
     for number in range(len(plan.drawn)):
-        each = candidate_study(study, tuning, plan, number, "accuracy")
+        each = candidate_study(tuning, plan, number, "accuracy")
         guarantee = each.prepare().run_config.plan.guarantee
         assert guarantee is not None
         found.append(guarantee.epsilon)
