@@ -198,7 +198,7 @@ def _read(folder: Path) -> Record:
     return Record(
         folder=folder,
         study=study,
-        study_sha256=hashlib.sha256(_bytes(path) or b"").hexdigest(),
+        study_sha256=hashlib.sha256(read_bytes(path) or b"").hexdigest(),
         terms=_convert(study.get("federation", {}), Terms, where=f"{path} [federation]"),
         state=_state(result, happened),
         reason=happened.reason if result is None else "",
@@ -214,7 +214,7 @@ def _read(folder: Path) -> Record:
 
 
 def _read_site_scores(path: Path) -> tuple[SiteScores, ...]:
-    data = _bytes(path)
+    data = read_bytes(path)
     if data is None:
         return ()
     try:
@@ -283,7 +283,7 @@ def _events(path: Path) -> Iterator[tuple[float, object]]:
     A last line that was only partly written is left out.
     """
     kinds = {events.EVENT_NAMES[kind]: kind for kind in KINDS}
-    for number, line in enumerate((_bytes(path) or b"").splitlines(keepends=True), start=1):
+    for number, line in enumerate((read_bytes(path) or b"").splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             return
         where = f"{path} line {number}"
@@ -301,7 +301,7 @@ def read_result(path: Path) -> Summary | None:
     Raises:
         RecordError: It is damaged, or cannot be read.
     """
-    data = _bytes(path)
+    data = read_bytes(path)
     if data is None:
         return None
     raw = _decode(data, dict[str, Any], where=str(path))
@@ -338,16 +338,25 @@ def _fitting(started: RunStarted, where: str) -> RunStarted:
     return started
 
 
-def _bytes(path: Path) -> bytes | None:
+def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes | None:
+    """Return the content of a record's file, or None if there is no file.
+
+    Args:
+        path: The file.
+        limit: Largest number of bytes.
+
+    Raises:
+        RecordError: The file cannot be read, or is larger than `limit`.
+    """
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(limit + 1)
     except FileNotFoundError:
         return None
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror}.") from error
-    if len(data) > MAX_BYTES:
-        raise RecordError(f"{path} is larger than {MAX_BYTES} bytes.")
+    if len(data) > limit:
+        raise RecordError(f"{path} is larger than {limit} bytes.")
     return data
 
 

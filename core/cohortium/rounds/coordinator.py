@@ -233,6 +233,8 @@ class Coordinator:
         return tuple((self._late_replies | self._failures).values())
 
     def _next_server_state(self, mean: Tensor, contributors: int) -> Tensor | None:
+        if self.server_state is None:
+            return None
         run_config = self._run_config
         whole = mean.detach().cpu()
         released = ReleasedMean(

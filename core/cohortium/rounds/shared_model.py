@@ -48,9 +48,11 @@ class SharedModel:
             return self._latest[1]
         request = codec.decode(broadcast, Request)
         if request.weights is not None:
-            self._weights = self._decoded(request.weights)
             length = None if self.server_state is None else len(self.server_state)
+            # Both are decoded before either is kept, so a refused request changes nothing.
+            weights = self._decoded(request.weights)
             self.server_state = decode_server_state(request.server_state, length)
+            self._weights = weights
         self._latest = (broadcast, request)
         return request
 

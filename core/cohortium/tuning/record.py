@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from cohortium.errors import RecordError, RequestError, RunError
+from cohortium.reporting.reading import read_bytes
 from cohortium.runs.run_directory import SEARCH
 from cohortium.storage.atomic import UNFINISHED, atomic_create, atomic_write
 from cohortium.tuning.plain import as_plain, with_infinity
@@ -83,15 +84,9 @@ def _encode(content: object) -> bytes:
 
 
 def _read(path: Path, kind: type[T]) -> T | None:
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
+    data = read_bytes(path, MAX_BYTES)
+    if data is None:
         return None
-    except OSError as error:
-        raise RecordError(f"cannot read {path}: {error.strerror}.") from error
-    if len(data) > MAX_BYTES:
-        raise RecordError(f"{path} is larger than {MAX_BYTES} bytes.")
     try:
         return msgspec.convert(with_infinity(msgspec.json.decode(data)), kind)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
