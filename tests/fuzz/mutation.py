@@ -62,7 +62,7 @@ def _value(info: inspect.Type, rng: Random) -> Builtins:
         case inspect.DictType():
             size = _length(info.min_length, info.max_length, rng) % 7
             return {_value(info.key_type, rng): _value(info.value_type, rng) for _ in range(size)}
-        case inspect.VarTupleType():
+        case inspect.VarTupleType() | inspect.ListType():
             size = _length(info.min_length, info.max_length, rng)
             return [_value(info.item_type, rng) for _ in range(size)]
     return _plain(info, rng)
@@ -70,9 +70,11 @@ def _value(info: inspect.Type, rng: Random) -> Builtins:
 
 def _plain(info: inspect.Type, rng: Random) -> Builtins:
     match info:
-        case inspect.IntType(ge=int(least), lt=int(most)):
-            near = rng.randint(least, min(least + 9, most - 1))
-            return rng.choice((near, rng.randrange(least, most), least, most - 1))
+        case inspect.IntType(ge=int(least)):
+            most = info.le if info.lt is None else info.lt - 1
+            assert most is not None, "an integer of a message has a largest value"
+            near = rng.randint(least, min(least + 9, most))
+            return rng.choice((near, rng.randint(least, most), least, most))
         case inspect.FloatType():
             return rng.choice((rng.uniform(-2.0, 2.0), 0.0, 1e300))
         case inspect.BytesType() | inspect.MemoryViewType():

@@ -27,7 +27,7 @@ from cohortium.errors import (
     RunError,
     TooFewSitesError,
 )
-from cohortium.messages import deployment, run
+from cohortium.messages import deployment, encrypted, run
 from cohortium.messages.codec import Message, decode, decode_either, encode
 from cohortium.plugin import MessageError, Randomness, RefusalError, Ring
 from cohortium.rounds.coordinator import AttemptResult, Coordinator
@@ -125,7 +125,7 @@ def message_kinds(base: type[Message] = Message) -> list[type[Message]]:
 
 
 MODULES = frozenset(
-    {run.__name__, deployment.__name__, additive_messages.__name__, secagg_messages.__name__}
+    module.__name__ for module in (run, deployment, encrypted, additive_messages, secagg_messages)
 )
 """Where messages are defined; `test_fuzz` sees to it that there are no others."""
 
