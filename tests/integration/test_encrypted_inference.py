@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attrs import evolve
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -21,6 +22,7 @@ from PIL import Image
 
 from cohortium.inference.classifier import Classifier
 from cohortium_descriptor import Descriptor
+from cohortium_fedsgd import FedSGD
 from cohortium_phantom import Phantom
 from tests.support import command_server
 from tests.support.federations import tiny_federation
@@ -31,22 +33,31 @@ pytestmark = pytest.mark.slow
 
 DATA = Phantom(examples=30, validation=0, test=2)
 MODEL = Descriptor(bins=3, edge_bins=2, radii=(1.0,), norm=8.0)
+TRAINER = FedSGD(sampling_rate=1.0, learning_rate=2.0)
+RUNS = {
+    "run": (MODEL, TRAINER),
+    "whitened": (
+        evolve(MODEL, private_whitening=True),
+        evolve(TRAINER, statistics_rounds=1, learning_rate=0.5),
+    ),
+}
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run, the clinics' part of it, two images, and certificates."""
+    """Two runs, the clinics' parts of them, two images, and certificates."""
     folder = tmp_path_factory.mktemp("encrypted")
-    federation = tiny_federation(dataset=DATA, model=MODEL, trainer="fedsgd", sites=2, rounds=1)
-    federation.run(folder / "run")
     test = DATA.load().test
     assert test is not None
     (folder / "slides").mkdir()
     for number, image in enumerate(test.images):
         Image.fromarray(image.transpose(1, 2, 0)).save(folder / "slides" / f"{number}.png")
     write_certificates(folder)
-    done = cohortium(folder, "serve", "run", "--public", "public")
-    assert (done.returncode, done.stdout) == (0, "public\n"), done.stderr
+    for name, (model, trainer) in RUNS.items():
+        parts = {"dataset": DATA, "model": model, "trainer": trainer}
+        tiny_federation(**parts, sites=2, rounds=2).run(folder / name)
+        done = cohortium(folder, "serve", name, "--public", f"{name}-public")
+        assert (done.returncode, done.stdout) == (0, f"{name}-public\n"), done.stderr
     return folder
 
 
@@ -85,11 +96,11 @@ def cohortium(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def serving(folder: Path, run: str, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The URL of a service in a process of its own, and the process."""
     words = command_server.server().command("cohortium.cli", "main", "cohortium")
     process = subprocess.Popen(
-        [*words, "serve", "run", "--listen", "127.0.0.1:0", *options],
+        [*words, "serve", run, "--listen", "127.0.0.1:0", *options],
         cwd=folder,
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -115,14 +126,15 @@ def predicted(text: str) -> tuple[list[str], np.ndarray]:
     )
 
 
-def test_clinic_gets_the_probabilities_of_the_plain_model(home: Path) -> None:
-    plain = cohortium(home, "predict", "run", "slides", "--json")
+@pytest.mark.parametrize("run", RUNS)
+def test_clinic_gets_the_probabilities_of_the_plain_model(home: Path, run: str) -> None:
+    plain = cohortium(home, "predict", run, "slides", "--json")
     names, wanted = predicted(plain.stdout)
-    assert len(Classifier.open(home / "run").spec.classes) == wanted.shape[1]
+    assert len(Classifier.open(home / run).spec.classes) == wanted.shape[1]
     tls = ("--certificate", "service.pem", "--clients", "ca.pem", "--max-answers", "2")
     own = ("--ca", "ca.pem", "--certificate")
-    with serving(home, *tls) as (url, process):
-        ask = ("predict", "public", "slides", "--json", "--encrypted", url)
+    with serving(home, run, *tls) as (url, process):
+        ask = ("predict", f"{run}-public", "slides", "--json", "--encrypted", url)
         done = cohortium(home, *ask, *own, "clinic.pem")
         assert done.returncode == 0, done.stderr
         found_names, found = predicted(done.stdout)
@@ -146,13 +158,13 @@ def test_clinic_gets_the_probabilities_of_the_plain_model(home: Path) -> None:
 
 
 def test_killed_service_is_one_sentence_and_a_wrong_folder_another(home: Path) -> None:
-    with serving(home) as (url, process):
+    with serving(home, "run") as (url, process):
         wrong = cohortium(home, "predict", "run", "slides", "--encrypted", url)
         assert (wrong.returncode, wrong.stdout) == (2, "")
         assert wrong.stderr.startswith("cohortium: run has no model.toml; give the folder that")
         os.killpg(process.pid, 9)
         process.wait()
-        done = cohortium(home, "predict", "public", "slides", "--encrypted", url)
+        done = cohortium(home, "predict", "run-public", "slides", "--encrypted", url)
         assert (done.returncode, done.stdout) == (1, "")
         assert done.stderr.count("\n") == 1
         assert "does not answer (Connection refused)" in done.stderr

@@ -32,7 +32,7 @@ MESSAGES = {
     "encrypted-answer": "outputs",
     "encrypted-query": "model seed key images",
     "encrypted-refusal": "reason",
-    "encrypted-service": "scheme model features classes probe seed",
+    "encrypted-service": "scheme model features classes bias probe seed",
     "identify-reply": "site signature",
     "identify-request": "challenge",
     "invitation": "session study directory versions",

@@ -19,6 +19,7 @@ class PrivateWhiteningHead(nn.Module):
     Attributes:
         moments: S, a linear layer from features to features, zero at first.
         head: The linear layer, zero at first.
+        norm: Norm of the features, before and after the whitening.
     """
 
     def __init__(self, features: int, classes: int, *, floor: float, norm: float) -> None:
@@ -29,13 +30,13 @@ class PrivateWhiteningHead(nn.Module):
         for parameter in self.parameters():
             nn.init.zeros_(parameter)
         mark_statistics_parameters(self.moments)
-        self._floor, self._norm = floor, norm
+        self._floor, self.norm = floor, norm
         self._made: tuple[Tensor, Tensor] | None = None
 
     def statistics_loss(self, inputs: Tensor) -> Tensor:
         """Return a loss for each input, shape (N,)."""
         products: Tensor = self.moments(inputs) * inputs
-        return products.sum(1) / -self._norm
+        return products.sum(1) / -self.norm
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits.
@@ -43,13 +44,13 @@ class PrivateWhiteningHead(nn.Module):
         While there are no moments, the inputs are not whitened.
         """
         with torch.no_grad():
-            inputs = inputs @ self._map().to(inputs)
-            inputs = inputs * (self._norm / inputs.norm(dim=1, keepdim=True).clamp(min=1e-6))
+            inputs = inputs @ self.whitening().to(inputs)
+            inputs = inputs * (self.norm / inputs.norm(dim=1, keepdim=True).clamp(min=1e-6))
         logits: Tensor = self.head(inputs)
         return logits
 
-    def _map(self) -> Tensor:
-        """Return the whitening, shape (D, D).
+    def whitening(self) -> Tensor:
+        """Return the map of features x to x·W, shape (D, D), in double precision.
 
         It is computed again only when S has changed.
         """

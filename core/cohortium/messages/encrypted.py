@@ -31,6 +31,8 @@ class ServiceDescription(Message, frozen=True, tag="encrypted-service"):
         model: SHA-256 of the public description of the model.
         features: D, the number of features of an image.
         classes: K, the number of outputs.
+        bias: The bias of each output of a head that divides by a norm. It is empty for a linear
+            head, whose answers contain the bias.
         probe: Features of a fixed synthetic image, D numbers in `float32`. The clinic's features of
             that image must be close to them.
         seed: Seed of the uniform part of the clinic's public key.
@@ -40,6 +42,7 @@ class ServiceDescription(Message, frozen=True, tag="encrypted-service"):
     model: Digest
     features: Annotated[int, msgspec.Meta(ge=1, le=MAX_FEATURES)]
     classes: Annotated[int, msgspec.Meta(ge=1, le=MAX_CLASSES)]
+    bias: Annotated[list[float], msgspec.Meta(max_length=MAX_CLASSES)]
     probe: Annotated[bytes, msgspec.Meta(max_length=4 * MAX_FEATURES)]
     seed: Digest
 
@@ -64,7 +67,8 @@ class EncryptedAnswer(Message, frozen=True, tag="encrypted-answer"):
     """Encrypted outputs of the model.
 
     Attributes:
-        outputs: For each image, one ciphertext of a number for each output.
+        outputs: For each image, one ciphertext of a number for each output. After a head that
+            divides by a norm, one more for the square of the norm.
     """
 
     outputs: Annotated[list[bytes], msgspec.Meta(min_length=1, max_length=MAX_IMAGES)]

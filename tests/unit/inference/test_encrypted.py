@@ -17,16 +17,21 @@ import numpy as np
 import pytest
 import torch
 from attrs import evolve, frozen
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import structs
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from cohortium.cli import app
 from cohortium.errors import DataError, MessageError, RequestError, RunError
 from cohortium.inference.classifier import Classifier
+from cohortium.learning.private_whitening import PrivateWhiteningHead
 from cohortium.messages.codec import MAGIC, Message, decode, encode
 from cohortium.messages.encrypted import EncryptedAnswer, EncryptedQuery, EncryptedRefusal
 from cohortium_cnn import CNN
 from cohortium_descriptor import Descriptor
+from cohortium_fedsgd import FedSGD
 from cohortium_phantom import Phantom
 from tests.fuzz.mutation import TOKENS
 from tests.support.federations import tiny_federation
@@ -36,10 +41,10 @@ pytest.importorskip("tenseal", reason="encrypted inference is an extra")
 from cohortium.inference.encrypted import endpoint, protocol, service
 from cohortium.inference.encrypted.answer_limit import AnswerLimit
 from cohortium.inference.encrypted.client import EncryptedClassifier
-from cohortium.inference.encrypted.linear_head import linear_head
 from cohortium.inference.encrypted.protocol import ClinicKey, EncryptedHead
 from cohortium.inference.encrypted.public_model import PublicModel, publish
 from cohortium.inference.encrypted.scheme import DEGREE, SLOTS, WORD, Scheme
+from cohortium.inference.encrypted.served_head import ServedHead, whitened
 
 DATA = Phantom(examples=30, validation=0, test=3)
 
@@ -158,18 +163,67 @@ def test_weights_beyond_the_modulus_are_refused(scheme: Scheme) -> None:
         EncryptedHead.of(scheme, np.full((1, 1), 300.0), np.zeros(1))
 
 
-@pytest.mark.parametrize(
-    "model", [CNN(width=2), Descriptor(bins=3, edge_bins=2, radii=(1.0,), private_whitening=True)]
-)
-def test_network_that_is_not_one_linear_layer_is_refused(
-    run: Path, model: CNN | Descriptor
-) -> None:
-    classifier = Classifier.open(run)
+def test_network_that_is_not_one_layer_is_refused(run: Path) -> None:
+    classifier, model = Classifier.open(run), CNN(width=2)
     net = model.build(classifier.spec, seed=1)
-    for parameter in net.parameters():
-        torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(1))
-    with pytest.raises(RequestError, match="is not one linear layer on fixed features"):
-        linear_head(evolve(classifier, model=model, net=net))
+    with pytest.raises(RequestError, match="is not one layer on fixed features"):
+        ServedHead.of(evolve(classifier, model=model, net=net))
+
+
+def whitened_head(features: int, *, seed: int, scale: float = 1.0) -> PrivateWhiteningHead:
+    """A head with random weights, and moments of random features."""
+    generator = torch.Generator().manual_seed(seed)
+    net = PrivateWhiteningHead(features, 3, floor=1e-3, norm=70.0)
+    rows = torch.randn(20, features, generator=generator) * torch.logspace(0, -2, features)
+    with torch.no_grad():
+        net.moments.weight.copy_(rows.T @ rows)
+        for parameter in net.head.parameters():
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+    return net.eval()
+
+
+@given(st.integers(1, 40), st.integers(0, 99), st.sampled_from([0.0, 1e-6, 1.0, 100.0]))
+def test_whitened_head_is_a_linear_layer_on_features_and_their_products(
+    features: int, seed: int, scale: float
+) -> None:
+    net = whitened_head(features, seed=seed, scale=scale)
+    form, weights, bias = whitened(net)
+    assert weights.shape == (form.outputs, form.inputs)
+    assert weights.norm(dim=1).max() <= protocol.MAX_WEIGHT_NORM
+    rows = np.random.default_rng(seed).normal(size=(4, features))
+    rows *= 70 / np.linalg.norm(rows, axis=1, keepdims=True)
+    with torch.no_grad():
+        wanted = net.double()(torch.from_numpy(rows)).numpy()
+    for row, logits in zip(rows, wanted, strict=True):
+        given_to_owner = form.encode(row)
+        assert np.linalg.norm(given_to_owner) <= 70 * 2**0.5
+        outputs = weights.numpy() @ given_to_owner + bias.numpy()
+        np.testing.assert_allclose(form.logits(outputs, row), logits, rtol=1e-6, atol=1e-9)
+
+
+def test_wide_whitened_head_is_refused() -> None:
+    with pytest.raises(RequestError, match=r"whitened head of 723 .* use a model with fewer comp"):
+        whitened(whitened_head(723, seed=1))
+
+
+def test_whitened_head_gives_the_probabilities_of_the_plain_model(tmp_path: Path) -> None:
+    model = Descriptor(bins=3, edge_bins=2, radii=(1.0,), norm=8.0, private_whitening=True)
+    trainer = FedSGD(sampling_rate=1.0, statistics_rounds=1)
+    tiny_federation(dataset=DATA, model=model, trainer=trainer, sites=2, rounds=3).run(
+        tmp_path / "run"
+    )
+    classifier = Classifier.open(tmp_path / "run")
+    assert isinstance(classifier.net, PrivateWhiteningHead)
+    assert classifier.net.moments.weight.any()
+    publish(classifier, tmp_path / "public")
+    opened = PublicModel.open(tmp_path / "public")
+    test = DATA.load().test
+    assert test is not None
+    with listening(service.InferenceService.of(classifier)) as server:
+        found = EncryptedClassifier.connect(opened, server.url, None).predict(test.images)
+    wanted = classifier.predict(test.images)
+    assert np.ptp(wanted, axis=0).max() > 1e-3
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 def test_probabilities_are_those_of_the_plain_model(
@@ -313,6 +367,16 @@ def test_another_model_is_refused_before_an_image_is_encrypted(
     other = evolve(public, model=Descriptor(bins=3, edge_bins=2, radii=(0.5,), norm=8.0))
     with pytest.raises(RequestError, match="features of a synthetic image differ"):
         EncryptedClassifier.connect(other, served.url, None)
+
+
+@pytest.mark.parametrize("bias", [[0.0], [float("nan")] * 8, [0.0] * 9])
+def test_biases_of_another_form_are_refused(
+    public: PublicModel, served: service.InferenceServer, bias: list[float]
+) -> None:
+    lie = structs.replace(served.service.description, bias=bias)
+    found = pytest.raises(MessageError, match="a finite bias for each output, or none")
+    with listening(evolve(served.service, description=lie)) as liar, found:
+        EncryptedClassifier.connect(public, liar.url, None)
 
 
 @frozen(eq=False)

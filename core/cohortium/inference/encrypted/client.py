@@ -11,8 +11,10 @@ from attrs import field, frozen
 from cohortium.errors import DataError, MessageError, RequestError, RunError
 from cohortium.inference.encrypted import protocol, scheme
 from cohortium.inference.encrypted.endpoint import ANSWER, DESCRIPTION, parse_url
+from cohortium.inference.encrypted.head_form import HeadForm
 from cohortium.messages.codec import Message, decode, encode
 from cohortium.messages.encrypted import (
+    MAX_CLASSES,
     MAX_FEATURES,
     EncryptedAnswer,
     EncryptedQuery,
@@ -43,7 +45,7 @@ _SLACK: Final = 1 << 12
 
 @frozen(eq=False)
 class EncryptedClassifier:
-    """A model whose linear layer is elsewhere.
+    """A model whose head is elsewhere.
 
     Attributes:
         public: The model's public part.
@@ -73,7 +75,7 @@ class EncryptedClassifier:
         """
         library = scheme.Scheme.open()
         found = decode(
-            _call(url, tls, DESCRIPTION, most=4 * MAX_FEATURES + _SLACK),
+            _call(url, tls, DESCRIPTION, most=4 * MAX_FEATURES + 9 * MAX_CLASSES + _SLACK),
             ServiceDescription,
         )
         if found.scheme != scheme.NAME:
@@ -88,6 +90,8 @@ class EncryptedClassifier:
             )
         if len(found.probe) != 4 * found.features:
             raise MessageError(f"the probe of {url} is not of its number of features.")
+        if not (len(found.bias) in (0, found.classes) and np.isfinite(found.bias).all()):
+            raise MessageError(f"{url} must give a finite bias for each output, or none.")
         public.require_probe(np.frombuffer(found.probe, np.dtype("<f4")))
         return cls(public, url, tls, found, protocol.ClinicKey.draw(library, found.seed))
 
@@ -101,7 +105,7 @@ class EncryptedClassifier:
         """
         import torch
 
-        size = protocol.image_bytes(self._description.features)
+        size = protocol.image_bytes(HeadForm.of(self._description).inputs)
         step = max(1, min(QUERY_IMAGES, QUERY_BYTES // size))
         outputs = [
             output
@@ -117,19 +121,22 @@ class EncryptedClassifier:
                 f"the model's features are {features.shape[1]} numbers here, and "
                 f"{self._description.features} at its owner."
             )
+        form = HeadForm.of(self._description)
         query = EncryptedQuery(
             model=self._description.model,
             seed=self._description.seed,
             key=self._key.public,
-            images=[self._key.encrypt(row) for row in features],
+            images=[self._key.encrypt(form.encode(row)) for row in features],
         )
-        classes = self._description.classes
-        size = len(features) * classes * protocol.OUTPUT_BYTES
+        size = len(features) * form.outputs * protocol.OUTPUT_BYTES
         body = _call(self.url, self._tls, ANSWER, query=query, most=size + _SLACK)
-        outputs = decode(body, EncryptedAnswer).outputs
-        if len(outputs) != len(features):
-            raise MessageError(f"{self.url} answered for {len(outputs)} images.")
-        return [self._key.decrypt(output, classes) for output in outputs]
+        answers = decode(body, EncryptedAnswer).outputs
+        if len(answers) != len(features):
+            raise MessageError(f"{self.url} answered for {len(answers)} images.")
+        return [
+            form.logits(self._key.decrypt(answer, form.outputs), row)
+            for answer, row in zip(answers, features, strict=True)
+        ]
 
 
 def _call(

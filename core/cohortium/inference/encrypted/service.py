@@ -27,15 +27,13 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 from attrs import field, frozen
 
 from cohortium.errors import CohortiumError, MessageError, RequestError
 from cohortium.inference.encrypted import protocol, scheme
 from cohortium.inference.encrypted.endpoint import ANSWER, DESCRIPTION, require_loopback
-from cohortium.inference.encrypted.linear_head import linear_head
-from cohortium.inference.encrypted.public_model import digest, model_table, probe_image
-from cohortium.learning.preprocessing import preprocess
+from cohortium.inference.encrypted.public_model import digest, model_table
+from cohortium.inference.encrypted.served_head import ServedHead
 from cohortium.messages.codec import Message, decode, encode
 from cohortium.messages.encrypted import (
     MAX_IMAGES,
@@ -80,19 +78,18 @@ class InferenceService:
         """Prepare the model of a run.
 
         Raises:
-            RequestError: Its network is not one linear layer on fixed features, or the library is
-                missing.
+            RequestError: Its network is not one layer on fixed features, or the library is missing.
         """
         library = scheme.Scheme.open()
-        weights, bias = linear_head(classifier)
-        head = protocol.EncryptedHead.of(library, weights, bias)
-        probe = preprocess(classifier.model, probe_image(classifier.spec), classifier.spec)
+        served = ServedHead.of(classifier)
+        head = protocol.EncryptedHead.of(library, served.weights, served.bias)
         description = ServiceDescription(
             scheme=scheme.NAME,
             model=digest(model_table(classifier), classifier.dataset_info),
-            features=head.features,
-            classes=head.classes,
-            probe=probe[0].float().numpy().astype(np.dtype("<f4")).tobytes(),
+            features=served.form.features,
+            classes=served.form.classes,
+            bias=list(served.form.bias),
+            probe=served.probe.tobytes(),
             seed=head.seed,
         )
         return cls(description, head, limit)
