@@ -51,6 +51,9 @@ class Gaussian:
             release one noised number more, which the guarantee covers.  0 keeps the clip norm.
             It needs one gradient a round (`fedsgd`) or `unit = "site"`.
         clip_learning_rate: η, the speed at which the clip norm follows.
+        rescale_to_unit_norm: Divide clipped gradients by the clip norm (De et al. 2022).  A step
+            then has the same length for any clip norm, so that the learning rate need not change
+            with it.
         unit: Protected unit: "example", "patient" (all examples of one person, of which each batch
             takes at most one) or "site".
         adjacency: "zero-out", or "replace-one", which doubles the sensitivity.  "replace-one" with
@@ -89,6 +92,7 @@ class Gaussian:
     )
     target_unclipped: float = field(default=0.0, validator=[ge(0.0), lt(1.0)])
     clip_learning_rate: float = field(default=0.2, validator=[gt(0.0), le(10.0)])
+    rescale_to_unit_norm: bool = False
     noise_schedule: Literal["constant", "optimizer"] = field(
         default="constant", validator=in_(("constant", "optimizer"))
     )
@@ -131,6 +135,11 @@ class Gaussian:
             raise PrivacyError(
                 "unit is 'patient', but the data do not say whose each image is; give the data set "
                 "a column of patients, or use unit 'example' where everyone has one image."
+            )
+        if self.unit == "site" and self.rescale_to_unit_norm:
+            raise PrivacyError(
+                "rescale_to_unit_norm is for clipped gradients, and unit 'site' clips updates; set "
+                "the server optimizer's rate instead."
             )
         sampled = self.unit != "site" and workload.sampling_rate < 1
         if sampled and self.adjacency == "replace-one":

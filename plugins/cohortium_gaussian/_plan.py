@@ -240,8 +240,9 @@ class GaussianPlan:
             return FixedPoint.fitting(
                 size * terms.max_abs_value, step=terms.quantization_step, terms=size
             )
-        # Releases are in units of an adaptive clip.
-        clip = terms.clip_norm if self.adaptive is None else 1.0
+        # Releases are in units of an adaptive clip, and of a fixed one on request.
+        in_units = self.adaptive is not None or terms.rescale_to_unit_norm
+        clip = 1.0 if in_units else terms.clip_norm
         noises = [mechanism.noise_multiplier for mechanism in self.mechanisms]
         least, most = (self.deviation(noise, clip) for noise in (min(noises), max(noises)))
         signal = size * clip

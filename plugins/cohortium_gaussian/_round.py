@@ -36,9 +36,14 @@ class GaussianRound:
     clip: float
 
     @property
+    def gradient_unit(self) -> float:
+        """Real value of 1 in a gradient that the trainer receives."""
+        return self.clip if self.plan.terms.rescale_to_unit_norm else 1.0
+
+    @property
     def scale(self) -> float:
-        """Real value of 1 in a release."""
-        return 1.0 if self.plan.adaptive is None else self.clip
+        """Value of 1 in a release, in units of the vector that the trainer gives."""
+        return 1.0 if self.plan.adaptive is None else self.clip / self.gradient_unit
 
     @property
     def deviation(self) -> float:

@@ -62,8 +62,8 @@ class GaussianSite:
     ) -> None:
         """Set each `.grad` to the clipped sum over the declared batch size.
 
-        The sum carries noise here unless sites share the noise.  If updates are clipped instead,
-        the gradient is the mean.
+        The sum carries noise here unless sites share the noise.  It is in units of `gradient_unit`.
+        If updates are clipped instead, the gradient is the mean.
         """
         import torch
 
@@ -82,7 +82,7 @@ class GaussianSite:
             total.clamp_(-here.largest_sum, here.largest_sum)
         if not plan.is_shared:
             total += torch.from_numpy(here.deviation * self._noise.normal(len(total)))
-        mean = (total / plan.expected_batch).float()
+        mean = (total / (plan.expected_batch * here.gradient_unit)).float()
         pieces = torch.split(mean, [p.numel() for p in trained])
         for parameter, piece in zip(trained, pieces, strict=True):
             parameter.grad = piece.view_as(parameter).to(parameter)
@@ -102,7 +102,8 @@ class GaussianSite:
             values *= min(1.0, here.clip / max(norm, 1e-12))
             values += here.deviation * self._noise.normal(len(values))
         elif plan.is_shared:
-            values += here.deviation / plan.expected_batch * self._noise.normal(len(values))
+            deviation = here.deviation / (plan.expected_batch * here.gradient_unit)
+            values += deviation * self._noise.normal(len(values))
         elif (
             plan.workload.output == "update"
             and np.abs(values).max(initial=0) > plan.terms.max_abs_value
@@ -130,5 +131,5 @@ class GaussianSite:
         here = self.round_plan
         within = int(norm <= here.clip)
         count = sum(self._counts) if self._counts else adaptive.count(within, 1 - within)
-        noise = here.deviation / here.scale * float(self._noise.normal(1)[0])
+        noise = here.deviation / here.clip * float(self._noise.normal(1)[0])
         return (count + noise) / adaptive.units

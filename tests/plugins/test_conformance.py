@@ -52,6 +52,7 @@ MORE: list[tuple[str, str, list[str]]] = [
     ("privatizer", "skellam", ["unit=patient", "noise=local"]),
     ("privatizer", "gaussian", ["noise=distributed"]),
     ("privatizer", "gaussian", ["noise=distributed", "unit=site"]),
+    ("privatizer", "gaussian", ["rescale_to_unit_norm=true", "clip_norm=3"]),
     ("model", "dpresnet", ["width=2", "standardise=true"]),
     ("model", "resnet9", ["width=2", "norm=group"]),
     ("model", "resnet18", ["width=2", "stem=large", "norm=batch"]),

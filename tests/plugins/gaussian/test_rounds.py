@@ -244,3 +244,44 @@ def test_failed_round_leaves_the_clip_as_it_was() -> None:
         by_round.setdefault(each.round, set()).add(each.plan_state)
     assert len(first) > len(by_round)
     assert all(len(clips) == 1 for clips in by_round.values())
+
+
+def trained(privatizer: Gaussian, trainer: FedSGD | FedAvg) -> torch.Tensor:
+    """The weights after two rounds with seeded noise, shape (P,)."""
+    study = tiny_federation(
+        privatizer=privatizer, trainer=trainer, aggregator="additive", rounds=2,
+        min_contributors=6, max_colluding=1, insecure_seeded_secrets=True,
+    )  # fmt: skip
+    result = study.run()
+    return torch.cat([value.flatten() for value in result.weights.values()])
+
+
+@pytest.mark.parametrize("target", [0.0, 0.5])
+@pytest.mark.parametrize("noise", ["local", "distributed"])
+def test_rescaled_run_is_the_same_for_every_clip(target: float, noise: Any) -> None:
+    # Every gradient is far above both clips, so a clipped sum is a multiple of the clip.
+    small = Gaussian(
+        epsilon=50.0, delta=1e-3, clip_norm=1e-6, noise=noise, target_unclipped=target,
+        rescale_to_unit_norm=True,
+    )  # fmt: skip
+    trainer = FedSGD(sampling_rate=1.0, learning_rate=0.1)
+    wanted = trained(small, trainer)
+    torch.testing.assert_close(trained(evolve(small, clip_norm=2e-6), trainer), wanted)
+    plain = evolve(small, rescale_to_unit_norm=False)
+    if not target:
+        found = trained(plain, evolve(trainer, learning_rate=1e5))
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_rescaled_steps_of_a_site_are_the_same_for_every_clip() -> None:
+    small = Gaussian(epsilon=50.0, delta=1e-3, clip_norm=1e-6, rescale_to_unit_norm=True)
+    trainer = FedAvg(local_steps=2, batch_size=8, learning_rate=0.1)
+    wanted = trained(small, trainer)
+    torch.testing.assert_close(trained(evolve(small, clip_norm=2e-6), trainer), wanted)
+    initial = trained(evolve(small, rescale_to_unit_norm=False), trainer)
+    assert (wanted - initial).norm() > 0.01  # a clip of 1e-6 alone leaves the weights in place
+
+
+def test_rescaling_is_for_gradients() -> None:
+    with pytest.raises(PrivacyError, match="set the server optimizer's rate instead"):
+        planned(unit="site", rescale_to_unit_norm=True)
