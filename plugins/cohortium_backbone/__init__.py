@@ -302,7 +302,8 @@ class Backbone:
     @cached_property
     def _tensors(self) -> dict[str, Any]:
         """The weights by their names in the file."""
-        from cohortium_backbone._files import read_pinned, read_weights
+        from cohortium_backbone._files import read_pinned
+        from cohortium_backbone._weights import read_weights
 
         if not self.weights:
             raise StudyError(

@@ -11,11 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cohortium.plugin import NetworkError, StudyError, did_you_mean
+from cohortium_backbone._graph import InputDevice, Program, Step, Value
 from cohortium_backbone._operations import CONVOLUTIONS, NORM_WEIGHTS, NORMALISATIONS
-from cohortium_backbone._program import MAX_NUMBERS, InputDevice, Program, Step, Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
+
+MAX_NUMBERS: Final = 1 << 27
+"""Most numbers in an intermediate result of one image: 512 MiB."""
 
 NUMBERS_AT_ONCE: Final = 1 << 25
 """Most numbers in an intermediate result of a batch without gradients: 128 MiB."""
