@@ -43,9 +43,9 @@ from cohortium.data.image_file import (
 from cohortium.data.intensity import to_unit_range
 from cohortium.data.labels import valid_names
 from cohortium.data.library_errors import replace_library_errors
-from cohortium.data.location import find_data, is_system_file
+from cohortium.data.location import data_dir, find_data, first_existing, is_system_file
 from cohortium.data.multiclass import Multiclass
-from cohortium.data.npz import data_dir, first_existing, read_npz_splits
+from cohortium.data.npz import read_npz_splits
 from cohortium.data.pixels import Layout
 from cohortium.data.pseudonyms import pseudonyms, read_patient_key
 from cohortium.data.readable_files import read_readable_images

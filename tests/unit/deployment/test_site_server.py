@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cohortium import Federation
-from cohortium.data.npz import DATA_FOLDER
+from cohortium.data.location import DATA_FOLDER
 from cohortium.deployment import rehearsal
 from cohortium.deployment.active_runs import IDLE_TIMEOUT, MAX_ACTIVE_RUNS
 from cohortium.deployment.admission import MAX_THREADS, NoEngine
