@@ -12,10 +12,10 @@ from attrs import define, evolve, field
 
 from cohortium import Federation
 from cohortium.deployment.admission import NoEngine
-from cohortium.deployment.audit_trail import CheckedTrail, check_trail
 from cohortium.deployment.rehearsal import write_rehearsal
 from cohortium.deployment.site_config import SiteConfig
 from cohortium.deployment.site_server import SiteServer
+from cohortium.deployment.trail_check import CheckedTrail, check_trail
 from cohortium.deployment.trail_entries import AnyEntry, decode_entry
 from cohortium.messages.codec import Message, decode_either, encode
 from cohortium.messages.deployment import Acceptance, IdentifyReply, Invitation
