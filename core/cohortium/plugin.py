@@ -84,6 +84,14 @@ from cohortium.errors import (
     StudyError,
     TooFewSitesError,
 )
+from cohortium.learning.augmented_loss import (
+    CLASS_WEIGHTS,
+    MAX_COPIES,
+    MIXUP_ALPHA,
+    Augmentation,
+    AugmentedLoss,
+    AugmentedTraining,
+)
 from cohortium.learning.batch_sampling import (
     poisson_batches,
     poisson_patient_batches,
@@ -91,7 +99,20 @@ from cohortium.learning.batch_sampling import (
     shuffled_batches,
 )
 from cohortium.learning.heads import linear_head, whitened_linear_head
+from cohortium.learning.local_training import LocalTraining, local_workload
+from cohortium.learning.optimizers import (
+    RATE,
+    Schedule,
+    attach_schedule,
+    attach_weight_averaging,
+    check_optimizer,
+    default_momentum,
+    make_optimizer,
+    schedule_factor,
+    valid_options,
+)
 from cohortium.learning.pretraining import pretrain
+from cohortium.learning.server_step import ServerStep
 from cohortium.learning.statistics_rounds import (
     attach_statistics_rounds,
     is_statistics_parameter,
@@ -99,23 +120,6 @@ from cohortium.learning.statistics_rounds import (
     reject_statistics_rounds,
     require_label_rounds,
     statistics_losses,
-)
-from cohortium.learning.training import (
-    CLASS_WEIGHTS,
-    MAX_COPIES,
-    MIXUP_ALPHA,
-    RATE,
-    Augmentation,
-    AugmentedLoss,
-    Schedule,
-    attach_schedule,
-    attach_weight_averaging,
-    check_optimizer,
-    default_momentum,
-    local_workload,
-    make_optimizer,
-    schedule_factor,
-    valid_options,
 )
 from cohortium.learning.whitening import FeatureWhitening, as_channels
 from cohortium.messages.codec import Message, decode, decode_either, encode
@@ -197,6 +201,7 @@ __all__ = [
     "AttemptFailed",
     "Augmentation",
     "AugmentedLoss",
+    "AugmentedTraining",
     "CalibrationBin",
     "ClassScores",
     "CohortiumError",
@@ -232,6 +237,7 @@ __all__ = [
     "ListedFormat",
     "LocalResult",
     "LocalTask",
+    "LocalTraining",
     "MaskFormat",
     "MemoryJournal",
     "Message",
@@ -271,6 +277,7 @@ __all__ = [
     "Scores",
     "Seeds",
     "ServerStateTrainer",
+    "ServerStep",
     "SigningKey",
     "SiteContext",
     "SiteFactory",
