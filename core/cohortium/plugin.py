@@ -121,7 +121,13 @@ from cohortium.learning.statistics_rounds import (
     require_label_rounds,
     statistics_losses,
 )
-from cohortium.learning.whitening import FeatureWhitening, as_channels
+from cohortium.learning.whitening import (
+    FeatureWhitening,
+    PublicWhitening,
+    as_channels,
+    require_public_images,
+    scale_to_norm,
+)
 from cohortium.messages.codec import Message, decode, decode_either, encode
 from cohortium.messages.deployment import IdentifyReply, IdentifyRequest
 from cohortium.privacy import accounting
@@ -255,6 +261,7 @@ __all__ = [
     "PrivacyPlan",
     "Privatizer",
     "ProtectedAgainst",
+    "PublicWhitening",
     "Randomness",
     "Ratio",
     "RefusalCode",
@@ -361,11 +368,13 @@ __all__ = [
     "require_label_rounds",
     "require_no_batch_mixing",
     "require_per_example_gradients",
+    "require_public_images",
     "resize_image",
     "roc_auc",
     "roc_curve",
     "run_deployed_study",
     "sample_batches",
+    "scale_to_norm",
     "schedule_factor",
     "share_ratio",
     "shuffled_batches",

@@ -87,6 +87,9 @@ class LocalTraining:
     def workload(self, federation_spec: FederationSpec) -> Workload:
         """Declare Poisson steps for private runs, otherwise shuffled passes or steps.
 
+        Args:
+            federation_spec: The federation, as declared.
+
         Raises:
             StudyError: The optimizer does not exist, or refuses an option.
         """
@@ -99,7 +102,12 @@ class LocalTraining:
         )
 
     def rate_in(self, round: int, rounds: int) -> float:  # noqa: A002
-        """Return the sites' learning rate in a round."""
+        """Return the sites' learning rate in a round.
+
+        Args:
+            round: Number of the round.
+            rounds: Rounds of the run.
+        """
         return self.learning_rate * schedule_factor(self.schedule, round, rounds)
 
     def make_local_optimizer(

@@ -51,7 +51,15 @@ class ServerStep:
     def make_server_optimizer(
         self, parameters: Iterable[nn.Parameter], rounds: int
     ) -> tuple[Optimizer, LRScheduler]:
-        """Build the server optimizer, at a constant rate."""
+        """Build the server optimizer, at a constant rate.
+
+        Args:
+            parameters: Parameters that it moves.
+            rounds: Rounds of the run.
+
+        Raises:
+            StudyError: The optimizer does not exist, or refuses an option.
+        """
         optimizer = make_optimizer(
             self.server_optimizer,
             parameters,

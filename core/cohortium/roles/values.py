@@ -157,8 +157,8 @@ class Workload:
         """For each round, how far the server optimizer carries noise of size 1.
 
         This is the root of the summed squares of the noise's part in the weights after each round.
-        Empty where the server optimizer is not linear.  The trial takes time, so it is made when a
-        privatizer first asks for it.
+        Empty where the server optimizer is not linear.  The trial of the optimizer takes
+        time, and the first privatizer that asks starts it.
         """
         return self.find_noise_response()
 

@@ -37,7 +37,7 @@ from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from cohortium_npz import Npz
 from tests.support.federations import QuadrantImages, tiny_federation
-from tests.support.rehearsed_site import RehearsedSite, changed, copy_site
+from tests.support.rehearsed_site import RehearsedSite, changed, copy_site, edit
 from tests.support.study_files import PATHS
 
 TOO_MANY = max(MAX_THREADS, os.cpu_count() or 0) + 1
@@ -75,10 +75,7 @@ def site(place: Path) -> Iterator[RehearsedSite]:
 
 def policy(folder: Path, **floors: Any) -> None:
     """Change the policy of a hospital."""
-    path = folder / "site.toml"
-    file = toml.read(path, what="the site file")
-    file["policy"] |= floors
-    path.write_text(tomli_w.dumps(file))
+    edit(folder, policy=floors)
 
 
 @pytest.fixture(scope="module")
@@ -150,10 +147,7 @@ def test_deployment_in_process_matches_simulation(
 
 
 def with_features(place: Path, **keys: Any) -> RehearsedSite:
-    path = place / "site.toml"
-    file = toml.read(path, what="the site file")
-    file["site"] |= keys
-    path.write_text(tomli_w.dumps(file))
+    edit(place, site=keys)
     return RehearsedSite(place)
 
 
