@@ -43,9 +43,9 @@ from cohortium.data.image_file import (
 from cohortium.data.intensity import to_unit_range
 from cohortium.data.labels import valid_names
 from cohortium.data.library_errors import replace_library_errors
-from cohortium.data.location import find_data, is_system_file
+from cohortium.data.location import data_dir, find_data, first_existing, is_system_file
 from cohortium.data.multiclass import Multiclass
-from cohortium.data.npz import data_dir, first_existing, read_npz_splits
+from cohortium.data.npz import read_npz_splits
 from cohortium.data.pixels import Layout
 from cohortium.data.pseudonyms import pseudonyms, read_patient_key
 from cohortium.data.readable_files import read_readable_images
@@ -84,6 +84,14 @@ from cohortium.errors import (
     StudyError,
     TooFewSitesError,
 )
+from cohortium.learning.augmented_loss import (
+    CLASS_WEIGHTS,
+    MAX_COPIES,
+    MIXUP_ALPHA,
+    Augmentation,
+    AugmentedLoss,
+    AugmentedTraining,
+)
 from cohortium.learning.batch_sampling import (
     poisson_batches,
     poisson_patient_batches,
@@ -91,7 +99,20 @@ from cohortium.learning.batch_sampling import (
     shuffled_batches,
 )
 from cohortium.learning.heads import linear_head, whitened_linear_head
+from cohortium.learning.local_training import LocalTraining, local_workload
+from cohortium.learning.optimizers import (
+    RATE,
+    Schedule,
+    attach_schedule,
+    attach_weight_averaging,
+    check_optimizer,
+    default_momentum,
+    make_optimizer,
+    schedule_factor,
+    valid_options,
+)
 from cohortium.learning.pretraining import pretrain
+from cohortium.learning.server_step import ServerStep
 from cohortium.learning.statistics_rounds import (
     attach_statistics_rounds,
     is_statistics_parameter,
@@ -100,24 +121,13 @@ from cohortium.learning.statistics_rounds import (
     require_label_rounds,
     statistics_losses,
 )
-from cohortium.learning.training import (
-    CLASS_WEIGHTS,
-    MAX_COPIES,
-    MIXUP_ALPHA,
-    RATE,
-    Augmentation,
-    AugmentedLoss,
-    Schedule,
-    attach_schedule,
-    attach_weight_averaging,
-    check_optimizer,
-    default_momentum,
-    local_workload,
-    make_optimizer,
-    schedule_factor,
-    valid_options,
+from cohortium.learning.whitening import (
+    FeatureWhitening,
+    PublicWhitening,
+    as_channels,
+    require_public_images,
+    scale_to_norm,
 )
-from cohortium.learning.whitening import FeatureWhitening, as_channels
 from cohortium.messages.codec import Message, decode, decode_either, encode
 from cohortium.messages.deployment import IdentifyReply, IdentifyRequest
 from cohortium.privacy import accounting
@@ -197,6 +207,7 @@ __all__ = [
     "AttemptFailed",
     "Augmentation",
     "AugmentedLoss",
+    "AugmentedTraining",
     "CalibrationBin",
     "ClassScores",
     "CohortiumError",
@@ -232,6 +243,7 @@ __all__ = [
     "ListedFormat",
     "LocalResult",
     "LocalTask",
+    "LocalTraining",
     "MaskFormat",
     "MemoryJournal",
     "Message",
@@ -249,6 +261,7 @@ __all__ = [
     "PrivacyPlan",
     "Privatizer",
     "ProtectedAgainst",
+    "PublicWhitening",
     "Randomness",
     "Ratio",
     "RefusalCode",
@@ -271,6 +284,7 @@ __all__ = [
     "Scores",
     "Seeds",
     "ServerStateTrainer",
+    "ServerStep",
     "SigningKey",
     "SiteContext",
     "SiteFactory",
@@ -354,11 +368,13 @@ __all__ = [
     "require_label_rounds",
     "require_no_batch_mixing",
     "require_per_example_gradients",
+    "require_public_images",
     "resize_image",
     "roc_auc",
     "roc_curve",
     "run_deployed_study",
     "sample_batches",
+    "scale_to_norm",
     "schedule_factor",
     "share_ratio",
     "shuffled_batches",

@@ -15,13 +15,14 @@ from attrs.validators import deep_iterable, ge, in_, le, matches_re, max_len, mi
 from cohortium.plugin import (
     Dataset,
     DataSpec,
-    FeatureWhitening,
     Model,
     Offer,
+    PublicWhitening,
     StudyError,
-    as_channels,
     hookimpl,
     linear_head,
+    require_public_images,
+    scale_to_norm,
     whitened_linear_head,
 )
 
@@ -126,10 +127,7 @@ class Backbone:
         """Refuse parameters that contradict one another."""
         if self.architecture and self.program:
             raise ValueError("architecture and program exclude each other; give one of them.")
-        if (self.whiten or self.components) and self.center_on is None:
-            raise ValueError(
-                "whiten and components need center_on, public images to take the variance from."
-            )
+        require_public_images(self.center_on, whiten=self.whiten, components=self.components)
         if self.learn != "head" and (self.center_on is not None or self.private_whitening):
             raise ValueError(
                 "center_on and private_whitening are for features that stay fixed; with learn = "
@@ -163,9 +161,7 @@ class Backbone:
         if self.center_on is None:
             rows: Tensor = self._terms.joined(blocks)
             return rows
-        rows = self._reference(images.shape[1])(blocks)
-        scaled: Tensor = self._terms.scaled(rows)
-        return scaled
+        return scale_to_norm(self._whitening(blocks, images.shape[1]), self.norm)
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:
         """Build the linear layer, or the network with it.
@@ -302,7 +298,8 @@ class Backbone:
     @cached_property
     def _tensors(self) -> dict[str, Any]:
         """The weights by their names in the file."""
-        from cohortium_backbone._files import read_pinned, read_weights
+        from cohortium_backbone._files import read_pinned
+        from cohortium_backbone._weights import read_weights
 
         if not self.weights:
             raise StudyError(
@@ -320,25 +317,17 @@ class Backbone:
             self._program, self._tensors, self._taps, terms=self._terms, largest=self._largest
         )
 
-    def _reference(self, channels: int) -> FeatureWhitening:
-        """Return the `FeatureWhitening` of `center_on`, for images of `channels` channels.
-
-        It is computed once.
-        """
-        assert self.center_on is not None
-        if channels not in self._references:
-            images = as_channels(self.center_on.load(), channels)
-            self._references[channels] = FeatureWhitening.of(
-                self._frozen_body.all_blocks(images),
-                power=self.whiten / 2,
-                floor=self.variance_floor,
-                components=self.components,
-            )
-        return self._references[channels]
-
     @cached_property
-    def _references(self) -> dict[int, FeatureWhitening]:
-        return {}
+    def _whitening(self) -> PublicWhitening:
+        """Whitening by the features of `center_on`."""
+        assert self.center_on is not None
+        return PublicWhitening(
+            center_on=self.center_on,
+            blocks=self._frozen_body.all_blocks,
+            whiten=self.whiten,
+            floor=self.variance_floor,
+            components=self.components,
+        )
 
 
 @hookimpl

@@ -10,10 +10,12 @@ import attrs
 import torch
 
 from cohortium.plugin import NetworkError, StudyError, describe_fault, did_you_mean
-from cohortium_backbone._program import Program, read_program
+from cohortium_backbone._program import read_program
 
 if TYPE_CHECKING:
     from types import ModuleType
+
+    from cohortium_backbone._graph import Program
 
 CHANNELS = 3
 

@@ -10,12 +10,15 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cohortium.plugin import NetworkError, StudyError, did_you_mean
+from cohortium.plugin import NetworkError, StudyError, did_you_mean, scale_to_norm
+from cohortium_backbone._graph import InputDevice, Program, Step, Value
 from cohortium_backbone._operations import CONVOLUTIONS, NORM_WEIGHTS, NORMALISATIONS
-from cohortium_backbone._program import MAX_NUMBERS, InputDevice, Program, Step, Value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
+
+MAX_NUMBERS: Final = 1 << 27
+"""Most numbers in an intermediate result of one image: 512 MiB."""
 
 NUMBERS_AT_ONCE: Final = 1 << 25
 """Most numbers in an intermediate result of a batch without gradients: 128 MiB."""
@@ -359,12 +362,7 @@ class Terms:
     def joined(self, blocks: Sequence[Tensor]) -> Tensor:
         """Return blocks side by side, each of one norm, with `norm` in all."""
         each = self.norm / math.sqrt(len(blocks))
-        return torch.cat([self.scaled(block, each) for block in blocks], dim=1)
-
-    def scaled(self, rows: Tensor, norm: float | None = None) -> Tensor:
-        """Return rows, each scaled to a norm."""
-        length: Tensor = rows.norm(dim=1, keepdim=True).clamp(min=1e-6)
-        return rows * ((self.norm if norm is None else norm) / length)
+        return torch.cat([scale_to_norm(block, each) for block in blocks], dim=1)
 
 
 class BackboneNetwork(nn.Module):

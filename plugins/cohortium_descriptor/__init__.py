@@ -17,13 +17,14 @@ from attrs.validators import ge, le
 from cohortium.plugin import (
     Dataset,
     DataSpec,
-    FeatureWhitening,
     Model,
     Offer,
+    PublicWhitening,
     StudyError,
-    as_channels,
     hookimpl,
     linear_head,
+    require_public_images,
+    scale_to_norm,
     whitened_linear_head,
 )
 
@@ -101,10 +102,7 @@ class Descriptor:
 
     def __attrs_post_init__(self) -> None:
         """Refuse to whiten without public images."""
-        if (self.whiten or self.components) and self.center_on is None:
-            raise ValueError(
-                "whiten and components need center_on, public images to take the variance from."
-            )
+        require_public_images(self.center_on, whiten=self.whiten, components=self.components)
         if self.extra_features is not None and not self.components:
             raise ValueError(
                 "extra_features needs components, the number of features to make of all."
@@ -145,9 +143,7 @@ class Descriptor:
         blocks = self._blocks(images)
         if self.center_on is None:
             return blocks[0]
-        rows: Tensor = self._reference(images.shape[1])(blocks)
-        length: Tensor = rows.norm(dim=1, keepdim=True).clamp_(min=1e-6)
-        return rows * (self.norm / length)
+        return scale_to_norm(self._whitening(blocks, images.shape[1]), self.norm)
 
     def _blocks(self, images: Tensor) -> list[Tensor]:
         """Return histograms, and features of the extra model, each (N, …)."""
@@ -160,24 +156,17 @@ class Descriptor:
         )
         return [features(images, self), *beside]
 
-    def _reference(self, channels: int) -> FeatureWhitening:
-        """Return the `FeatureWhitening` of `center_on`, for images of `channels` channels.
-
-        It is computed once.
-        """
-        assert self.center_on is not None
-        if channels not in self._references:
-            self._references[channels] = FeatureWhitening.of(
-                self._blocks(as_channels(self.center_on.load(), channels)),
-                power=self.whiten / 2,
-                floor=self.variance_floor,
-                components=self.components,
-            )
-        return self._references[channels]
-
     @cached_property
-    def _references(self) -> dict[int, FeatureWhitening]:
-        return {}
+    def _whitening(self) -> PublicWhitening:
+        """Whitening by the features of `center_on`."""
+        assert self.center_on is not None
+        return PublicWhitening(
+            center_on=self.center_on,
+            blocks=self._blocks,
+            whiten=self.whiten,
+            floor=self.variance_floor,
+            components=self.components,
+        )
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
         """Build the linear layer, which starts at zero and needs no seed."""

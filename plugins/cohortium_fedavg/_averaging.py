@@ -9,17 +9,14 @@ from attrs import field, frozen
 from attrs.validators import ge, le
 
 from cohortium.plugin import (
-    RATE,
     FederationSpec,
     LocalTask,
+    ServerStep,
     Workload,
-    attach_schedule,
     attach_weight_averaging,
-    check_optimizer,
     make_optimizer,
     mean_gradient,
     parameters,
-    valid_options,
 )
 from cohortium_fedavg._local_steps import Drift, LocalSteps
 
@@ -32,20 +29,14 @@ if TYPE_CHECKING:
 
 
 @frozen(kw_only=True)
-class FedAvg(LocalSteps):
+class FedAvg(ServerStep, LocalSteps):
     """Sites train locally.  The server moves by the mean of their updates.
 
     Attributes:
-        server_optimizer: Optimizer that takes the mean update.  SGD at rate 1 is plain averaging.
-        server_learning_rate: Learning rate of the server optimizer.
-        server_optimizer_options: Further arguments of the server optimizer.
         average_last_fraction: Share of the rounds, the last ones, whose weights are averaged in the
             end.
     """
 
-    server_optimizer: str = "sgd"
-    server_learning_rate: float = field(default=1.0, validator=RATE)
-    server_optimizer_options: dict[str, float | bool] = field(factory=dict, validator=valid_options)
     average_last_fraction: float = field(default=0.0, validator=[ge(0), le(1)])
 
     def workload(self, federation_spec: FederationSpec) -> Workload:
@@ -54,25 +45,16 @@ class FedAvg(LocalSteps):
         Raises:
             StudyError: An optimizer does not exist, or refuses an option.
         """
-        check_optimizer(
-            self.server_optimizer, self.server_optimizer_options, key="server_optimizer_options"
-        )
-        # `super()` has no class here: attrs replaces the class of a body.
+        self.check_server_optimizer()
         return LocalSteps.workload(self, federation_spec)
 
     def make_server_optimizer(
         self, parameters: Iterable[nn.Parameter], rounds: int
     ) -> tuple[Optimizer, LRScheduler]:
         """Build the server optimizer, at a constant rate."""
-        optimizer = make_optimizer(
-            self.server_optimizer,
-            parameters,
-            learning_rate=self.server_learning_rate,
-            options=self.server_optimizer_options,
-            key="server_optimizer_options",
-        )
+        optimizer, course = ServerStep.make_server_optimizer(self, parameters, rounds)
         attach_weight_averaging(optimizer, rounds=rounds, share=self.average_last_fraction)
-        return attach_schedule(optimizer, "constant", rounds)
+        return optimizer, course
 
 
 @frozen(kw_only=True)
@@ -126,10 +108,10 @@ class Ditto(FedAvg):
         optimizer = make_optimizer(
             "sgd",
             parameters.trainable(task.net),
-            learning_rate=self.own_learning_rate or self._rate(task.round, task.rounds),
+            learning_rate=self.own_learning_rate or self.rate_in(task.round, task.rounds),
             options={},
         )
-        losses, drift = self._objective.losses(task), Drift(pull=self.own_pull)
+        losses, drift = self.augmented_loss.losses(task), Drift(pull=self.own_pull)
         size, fewest = self.batch_size, task.workload.fewest
         for _ in range(self.own_epochs):
             order = torch.randperm(len(task.labels), generator=task.generator).numpy()

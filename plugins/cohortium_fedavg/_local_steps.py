@@ -4,29 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen
-from attrs.validators import ge, le
+from attrs import evolve, frozen
 
 from cohortium.plugin import (
-    CLASS_WEIGHTS,
-    MAX_COPIES,
-    MIXUP_ALPHA,
-    RATE,
-    Augmentation,
-    AugmentedLoss,
+    AugmentedTraining,
     FederationSpec,
     LocalResult,
     LocalTask,
-    Schedule,
+    LocalTraining,
     SitePrivatizer,
     Workload,
-    check_optimizer,
-    local_workload,
-    make_optimizer,
     parameters,
     reject_statistics_rounds,
-    schedule_factor,
-    valid_options,
 )
 
 if TYPE_CHECKING:
@@ -68,39 +57,8 @@ class Drift:
 
 
 @frozen(kw_only=True)
-class LocalSteps:
-    """Steps of an optimizer at each site, from the global weights.
-
-    Attributes:
-        local_epochs: Passes over a site's own data each round.
-        local_steps: Batches each round instead of whole passes. 0 uses `local_epochs`.
-        batch_size: Examples in a batch.  Under example-level privacy batches are Poisson samples.
-            Their rate is this number over the *declared* mean size of a site.  Then `local_epochs`
-            passes are the number of steps that this makes, the same at every site.
-        optimizer: Optimizer at the sites, any of `torch.optim`.  It starts afresh every round.
-        learning_rate: Learning rate of that optimizer.
-        optimizer_options: Further arguments of that optimizer.
-        schedule: Schedule of the sites' learning rate, over the rounds.
-        flips: Whether to augment by mirroring.
-        rotations: Whether to augment by quarter turns.
-        augmentation_multiplicity: Augmented copies of an example in one step.
-        class_weights: A declared factor above 0 for each class.  Empty for ones.
-        mixup_alpha: α of MixUp, which trains on convex pairs of images.  0 mixes nothing.  Refused
-            under privacy of examples or patients.
-    """
-
-    local_epochs: int = field(default=1, validator=[ge(1), le(10_000)])
-    local_steps: int = field(default=0, validator=[ge(0), le(10_000_000)])
-    batch_size: int = field(default=32, validator=[ge(1), le(1 << 24)])
-    optimizer: str = "sgd"
-    learning_rate: float = field(default=0.05, validator=RATE)
-    optimizer_options: dict[str, float | bool] = field(factory=dict, validator=valid_options)
-    schedule: Schedule = "constant"
-    flips: bool = False
-    rotations: bool = False
-    augmentation_multiplicity: int = field(default=1, validator=[ge(1), le(MAX_COPIES)])
-    class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
-    mixup_alpha: float = field(default=0.0, validator=MIXUP_ALPHA)
+class LocalSteps(AugmentedTraining, LocalTraining):
+    """Steps of an optimizer at each site, from the global weights."""
 
     def workload(self, federation_spec: FederationSpec) -> Workload:
         """Declare Poisson steps for private runs, otherwise shuffled passes or steps.
@@ -108,14 +66,9 @@ class LocalSteps:
         Raises:
             StudyError: The optimizer does not exist, or refuses an option.
         """
-        check_optimizer(self.optimizer, self.optimizer_options)
-        return local_workload(
-            federation_spec,
-            epochs=self.local_epochs,
-            steps=self.local_steps,
-            batch_size=self.batch_size,
-            has_mixed_examples=self.mixup_alpha > 0,
-        )
+        # `super()` has no class here: attrs replaces the class of a body.
+        found = LocalTraining.workload(self, federation_spec)
+        return evolve(found, has_mixed_examples=self.has_mixed_examples)
 
     def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         """Return the update of local steps, weighted by the site's examples."""
@@ -130,13 +83,8 @@ class LocalSteps:
         """Train `task.net`, and return its update, shape (P,), and the number of steps."""
         reject_statistics_rounds(parameters.trainable(task.net), type(self).__name__.lower())
         before = parameters.flatten(task.net)
-        optimizer = make_optimizer(
-            self.optimizer,
-            parameters.trainable(task.net),
-            learning_rate=self._rate(task.round, task.rounds),
-            options=self.optimizer_options,
-        )
-        losses, drift, steps = self._objective.losses(task), self._drift(task), 0
+        optimizer = self.make_local_optimizer(parameters.trainable(task.net), task)
+        losses, drift, steps = self.augmented_loss.losses(task), self._drift(task), 0
         for batch in privatizer.batches(len(task.labels)):
             privatizer.set_private_gradient(task.net, losses, batch)
             drift.add_to_gradients(task.net, before)
@@ -147,20 +95,3 @@ class LocalSteps:
     def _drift(self, task: LocalTask) -> Drift:  # noqa: ARG002
         """Return the term that every local gradient gets.  Here there is none."""
         return Drift()
-
-    def _rate(self, round: int, rounds: int) -> float:  # noqa: A002
-        """Return the sites' learning rate in a round."""
-        return self.learning_rate * schedule_factor(self.schedule, round, rounds)
-
-    @property
-    def _objective(self) -> AugmentedLoss:
-        augmentation = Augmentation(
-            flips=self.flips,
-            rotations=self.rotations,
-            augmentation_multiplicity=self.augmentation_multiplicity,
-        )
-        return AugmentedLoss(
-            augmentation=augmentation,
-            class_weights=self.class_weights,
-            mixup_alpha=self.mixup_alpha,
-        )

@@ -65,7 +65,7 @@ class Scaffold(FedAvg):
         update, steps = self._take_steps(task, privatizer)
         trained = sum(p.numel() for p in parameters.trainable(task.net))
         change = torch.zeros_like(update)
-        rate = self._rate(task.round, task.rounds)
+        rate = self.rate_in(task.round, task.rounds)
         if steps:
             # The new c_k is c_k - c - update / (steps · rate).
             change[:trained] = update[:trained] / (-steps * rate)
@@ -92,7 +92,7 @@ class Scaffold(FedAvg):
 
     def next_server_state(self, server_state: Tensor, mean: ReleasedMean) -> Tensor:
         """Return c, moved by the mean change over all sites."""
-        scale = mean.steps * self._rate(mean.round, mean.rounds)
+        scale = mean.steps * self.rate_in(mean.round, mean.rounds)
         change = mean.vector / -scale - server_state if self.local_steps else mean.extra / scale
         return server_state + mean.share * change
 

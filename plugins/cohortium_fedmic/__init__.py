@@ -5,44 +5,69 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
-from attrs.validators import and_, ge, gt, le
+from attrs.validators import and_, gt, le
 
 from cohortium.plugin import (
-    RATE,
     Augmentation,
     FederationSpec,
     LocalResult,
     LocalTask,
+    LocalTraining,
     Model,
     Multiclass,
     Offer,
-    Schedule,
+    ServerStep,
     SitePrivatizer,
     StudyError,
     Trainer,
     Workload,
-    attach_schedule,
-    check_optimizer,
     hookimpl,
-    local_workload,
-    make_optimizer,
     parameters,
-    schedule_factor,
-    valid_options,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from torch import Tensor, nn
-    from torch.optim import Optimizer
-    from torch.optim.lr_scheduler import LRScheduler
 
 COHORTIUM_API = 1
 
 
+@frozen(kw_only=True, slots=False)
+class _Teacher:
+    """The teacher of a site.  It is a base, so that it comes first in a study file.
+
+    Attributes:
+        teacher: The model that every site builds its teacher by.  Its input is the images as the
+            student's model prepares them.  None: a copy of the student.
+    """
+
+    teacher: Model | None = None
+
+
+@frozen(kw_only=True, slots=False)
+class _LowRank:
+    """The share of an update's energy that its decomposition keeps.
+
+    It is a base, so that it comes between its neighbours in a study file.
+
+    Attributes:
+        energy_first: T of the first round.  Each matrix keeps the fewest singular values whose
+            squares make up this share of all squares.
+        energy_last: T of the last round.  Between the two it grows evenly.
+    """
+
+    energy_first: float = field(default=0.95, validator=and_(gt(0), le(1)))
+    energy_last: float = field(default=0.98, validator=and_(gt(0), le(1)))
+
+    def energy_in(self, round: int, rounds: int) -> float:  # noqa: A002
+        """Return T of a round."""
+        share = round / max(1, rounds - 1)
+        return self.energy_first + share * (self.energy_last - self.energy_first)
+
+
 @frozen(kw_only=True)
-class FedMIC:
+class FedMIC(ServerStep, _LowRank, LocalTraining, _Teacher):
     """Each site keeps its own teacher and shares the student it teaches.
 
     This is dual knowledge distillation with the losses of FedKD (Wu et al. 2022), the nearest
@@ -62,38 +87,10 @@ class FedMIC:
         precedes clip and noise, which hide all its effects.
 
     Attributes:
-        teacher: The model that every site builds its teacher by.  Its input is the images as the
-            student's model prepares them.  None: a copy of the student.
-        local_epochs: Passes over a site's own data each round.
-        local_steps: Batches each round instead of whole passes. 0 uses `local_epochs`.
-        batch_size: Examples in a batch.  See `fedavg`.
-        optimizer: Optimizer at the sites, any of `torch.optim`.  It starts afresh every round.
-        learning_rate: Learning rate of that optimizer.
-        optimizer_options: Further arguments of that optimizer.
-        schedule: Schedule of the learning rate, over the rounds.
-        energy_first: T of the first round.  Each matrix keeps the fewest singular values whose
-            squares make up this share of all squares.
-        energy_last: T of the last round.  Between the two it grows evenly.
-        server_optimizer: Optimizer that takes the mean update.  SGD at rate 1 is plain averaging.
-        server_learning_rate: Learning rate of the server optimizer.
-        server_optimizer_options: Further arguments of the server optimizer.
         flips: Whether to augment by mirroring.
         rotations: Whether to augment by quarter turns.
     """
 
-    teacher: Model | None = None
-    local_epochs: int = field(default=1, validator=[ge(1), le(10_000)])
-    local_steps: int = field(default=0, validator=[ge(0), le(10_000_000)])
-    batch_size: int = field(default=32, validator=[ge(1), le(1 << 24)])
-    optimizer: str = "sgd"
-    learning_rate: float = field(default=0.05, validator=RATE)
-    optimizer_options: dict[str, float | bool] = field(factory=dict, validator=valid_options)
-    schedule: Schedule = "constant"
-    energy_first: float = field(default=0.95, validator=and_(gt(0), le(1)))
-    energy_last: float = field(default=0.98, validator=and_(gt(0), le(1)))
-    server_optimizer: str = "sgd"
-    server_learning_rate: float = field(default=1.0, validator=RATE)
-    server_optimizer_options: dict[str, float | bool] = field(factory=dict, validator=valid_options)
     flips: bool = False
     rotations: bool = False
 
@@ -103,16 +100,9 @@ class FedMIC:
         Raises:
             StudyError: An optimizer does not exist, or refuses an option.
         """
-        check_optimizer(self.optimizer, self.optimizer_options)
-        check_optimizer(
-            self.server_optimizer, self.server_optimizer_options, key="server_optimizer_options"
-        )
-        return local_workload(
-            federation_spec,
-            epochs=self.local_epochs,
-            steps=self.local_steps,
-            batch_size=self.batch_size,
-        )
+        found = LocalTraining.workload(self, federation_spec)
+        self.check_server_optimizer()
+        return found
 
     def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         """Train both networks, and return the student's update, cut to low rank."""
@@ -131,38 +121,18 @@ class FedMIC:
         pair = TeacherStudentPair.of(
             task.net, task.state, teacher_of(task.net, task.state, self.teacher, shape)
         )
-        optimizer = make_optimizer(
-            self.optimizer,
-            parameters.trainable(pair),
-            learning_rate=self.learning_rate
-            * schedule_factor(self.schedule, task.round, task.rounds),
-            options=self.optimizer_options,
-        )
+        optimizer = self.make_local_optimizer(parameters.trainable(pair), task)
         losses = pair.losses(task, Augmentation(flips=self.flips, rotations=self.rotations))
         for batch in privatizer.batches(len(task.labels)):
             privatizer.set_private_gradient(pair, losses, batch)
             optimizer.step()
         update = parameters.flatten(task.net).sub_(before)
-        share = task.round / max(1, task.rounds - 1)
-        energy = self.energy_first + share * (self.energy_last - self.energy_first)
+        energy = self.energy_in(task.round, task.rounds)
         return LocalResult(
             vector=low_rank_update(update, task.net, energy=energy),
             weight=float(len(task.labels)),
             state={**pair.state(), SHAPE: torch.tensor(shape)},
         )
-
-    def make_server_optimizer(
-        self, parameters: Iterable[nn.Parameter], rounds: int
-    ) -> tuple[Optimizer, LRScheduler]:
-        """Build the server optimizer, at a constant rate."""
-        optimizer = make_optimizer(
-            self.server_optimizer,
-            parameters,
-            learning_rate=self.server_learning_rate,
-            options=self.server_optimizer_options,
-            key="server_optimizer_options",
-        )
-        return attach_schedule(optimizer, "constant", rounds)
 
     def personalize(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         """Return the site's own teacher, or the global network without one."""

@@ -11,12 +11,8 @@ from attrs import Factory, field, frozen
 from attrs.validators import ge, le
 
 from cohortium.plugin import (
-    CLASS_WEIGHTS,
-    MAX_COPIES,
-    MIXUP_ALPHA,
     RATE,
-    Augmentation,
-    AugmentedLoss,
+    AugmentedTraining,
     FederationSpec,
     LocalResult,
     LocalTask,
@@ -40,10 +36,8 @@ from cohortium.plugin import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
 
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor, nn
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
@@ -51,9 +45,11 @@ if TYPE_CHECKING:
 COHORTIUM_API = 1
 
 
-@frozen(kw_only=True)
-class FedSGD:
-    """Sites send the gradient of one Poisson batch.  The server keeps momentum.
+@frozen(kw_only=True, slots=False)
+class _BatchGradient:
+    """A round's batch, and the server's optimizer for its gradient.
+
+    It is a base, so that its parameters come first in a study file.
 
     Attributes:
         sampling_rate: Probability of each example to be in a round's batch.
@@ -62,18 +58,6 @@ class FedSGD:
         optimizer_options: Further arguments of that optimizer.  By default momentum 0.9, if the
             optimizer has a momentum (`sgd`, `rmsprop`, `muon`).
         schedule: Schedule of the learning rate, over the rounds.
-        flips: Whether to augment by mirroring.
-        rotations: Whether to augment by quarter turns.
-        augmentation_multiplicity: Augmented copies of an example in a batch.
-        class_weights: A declared factor above 0 for each class.  Empty for ones.
-        mixup_alpha: α of MixUp, which trains on convex pairs of images.  0 mixes nothing.  Refused
-            under privacy of examples or patients.
-        average_last_fraction: Share of the rounds, the last ones, whose weights are averaged in the
-            end.
-        statistics_rounds: Rounds at the start in which the model learns from statistics of the
-            images, if it can (`descriptor` with `private_whitening`, or `moments`).  They cost as
-            much privacy as the others.  All rounds may be such rounds if the statistics have the
-            labels in them (`moments`).
     """
 
     sampling_rate: float = field(default=0.4, validator=[ge(1e-9), le(1)])
@@ -84,11 +68,21 @@ class FedSGD:
         validator=valid_options,
     )
     schedule: Schedule = "linear"
-    flips: bool = False
-    rotations: bool = False
-    augmentation_multiplicity: int = field(default=1, validator=[ge(1), le(MAX_COPIES)])
-    class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
-    mixup_alpha: float = field(default=0.0, validator=MIXUP_ALPHA)
+
+
+@frozen(kw_only=True)
+class FedSGD(AugmentedTraining, _BatchGradient):
+    """Sites send the gradient of one Poisson batch.  The server keeps momentum.
+
+    Attributes:
+        average_last_fraction: Share of the rounds, the last ones, whose weights are averaged in the
+            end.
+        statistics_rounds: Rounds at the start in which the model learns from statistics of the
+            images, if it can (`descriptor` with `private_whitening`, or `moments`).  They cost as
+            much privacy as the others.  All rounds may be such rounds if the statistics have the
+            labels in them (`moments`).
+    """
+
     average_last_fraction: float = field(default=0.0, validator=[ge(0), le(1)])
     statistics_rounds: int = field(default=0, validator=[ge(0), le(1_000_000)])
 
@@ -103,7 +97,7 @@ class FedSGD:
             output="gradient",
             steps=1,
             sampling_rate=self.sampling_rate,
-            has_mixed_examples=self.mixup_alpha > 0,
+            has_mixed_examples=self.has_mixed_examples,
         )
 
     def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
@@ -111,7 +105,9 @@ class FedSGD:
         require_label_rounds(task, self.statistics_rounds)
         before = parameters.flatten(task.net)
         losses = (
-            statistics_losses(task) if task.round < self.statistics_rounds else self._losses(task)
+            statistics_losses(task)
+            if task.round < self.statistics_rounds
+            else self.augmented_loss.losses(task)
         )
         (batch,) = privatizer.batches(len(task.labels))
         privatizer.set_private_gradient(task.net, losses, batch)
@@ -143,18 +139,6 @@ class FedSGD:
         attach_statistics_rounds(optimizer, course, self.statistics_rounds)
         attach_weight_averaging(optimizer, rounds=rounds, share=self.average_last_fraction)
         return optimizer, course
-
-    def _losses(self, task: LocalTask) -> Callable[[NDArray[np.int64]], Tensor]:
-        augmentation = Augmentation(
-            flips=self.flips,
-            rotations=self.rotations,
-            augmentation_multiplicity=self.augmentation_multiplicity,
-        )
-        return AugmentedLoss(
-            augmentation=augmentation,
-            class_weights=self.class_weights,
-            mixup_alpha=self.mixup_alpha,
-        ).losses(task)
 
     def personalize(self, net: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:  # noqa: ARG002
         """Return the global network, which every site uses."""

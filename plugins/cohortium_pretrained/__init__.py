@@ -25,6 +25,7 @@ from cohortium.plugin import (
     StudyError,
     hookimpl,
     linear_head,
+    scale_to_norm,
     to_unit_range,
     whitened_linear_head,
 )
@@ -121,8 +122,7 @@ class Pretrained:
         rows = self._features(images)
         if self.whiten:
             rows = self._reference([rows])
-        length: Tensor = rows.norm(dim=1, keepdim=True).clamp(min=1e-6)
-        return rows * (self.norm / length)
+        return scale_to_norm(rows, self.norm)
 
     def build(self, spec: DataSpec, seed: int) -> nn.Module:  # noqa: ARG002
         """Build the linear layer, or the network with it.

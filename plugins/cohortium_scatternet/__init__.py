@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 from attrs import field, frozen
 from attrs.validators import ge, le
 
-from cohortium.plugin import DataSpec, Model, Offer, StudyError, hookimpl, linear_head
+from cohortium.plugin import (
+    DataSpec,
+    Model,
+    Offer,
+    StudyError,
+    hookimpl,
+    linear_head,
+    scale_to_norm,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -99,8 +107,7 @@ class ScatterNet:
         if self.groups:
             rows = group_norm(rows.flatten(1, 2), rows.shape[1] * self.groups)
         rows = rows.flatten(1)
-        length: Tensor = rows.norm(dim=1, keepdim=True).clamp(min=1e-6)
-        return rows * (self.norm / length)
+        return scale_to_norm(rows, self.norm)
 
     @cached_property
     def _banks(self) -> dict[tuple[int, int], Any]:

@@ -157,7 +157,7 @@ DOCTESTED = [
     "crypto.randomness",
     "ring.ring",
     "roles.hooks",
-    "learning.training",
+    "learning.optimizers",
     "catalog.parameters",
     "data.pseudonyms",
     "scaffold.study_template",

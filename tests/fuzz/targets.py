@@ -17,8 +17,9 @@ from attrs import frozen
 from cohortium import Federation
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.data.npz import read_npz_splits
-from cohortium.deployment.audit_trail import AuditTrail, check_trail
+from cohortium.deployment.audit_trail import AuditTrail
 from cohortium.deployment.site_config import SiteConfig
+from cohortium.deployment.trail_check import check_trail
 from cohortium.errors import (
     CohortiumError,
     DataError,

@@ -21,7 +21,7 @@ from cohortium.deployment import rehearsal
 from cohortium.deployment.site_config import SiteConfig
 from cohortium.deployment.site_server import SiteServer
 from cohortium.errors import CohortiumError, RefusalError, StudyError
-from cohortium.learning.training import make_optimizer
+from cohortium.learning.optimizers import make_optimizer
 from cohortium.messages.codec import decode, encode
 from cohortium.messages.deployment import Invitation
 from cohortium.messages.run import Refusal

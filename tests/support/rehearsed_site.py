@@ -12,13 +12,13 @@ from attrs import define, evolve, field
 
 from cohortium import Federation
 from cohortium.deployment.admission import NoEngine
-from cohortium.deployment.audit_trail import CheckedTrail, check_trail
 from cohortium.deployment.rehearsal import write_rehearsal
 from cohortium.deployment.site_config import SiteConfig
 from cohortium.deployment.site_server import SiteServer
+from cohortium.deployment.trail_check import CheckedTrail, check_trail
 from cohortium.deployment.trail_entries import AnyEntry, decode_entry
 from cohortium.messages.codec import Message, decode_either, encode
-from cohortium.messages.deployment import Acceptance, Invitation
+from cohortium.messages.deployment import Acceptance, IdentifyReply, Invitation
 from cohortium.messages.run import Refusal, Reply
 from cohortium.rounds.coordinator import Coordinator
 from cohortium.rounds.run_config import RunConfig
@@ -31,6 +31,18 @@ from cohortium_gaussian import Gaussian
 from tests.support.federations import tiny_federation
 
 SITES = 2
+
+SECRET_WORDS = (
+    "data.npz",
+    "site.toml",
+    "/tmp",
+    "ledger.sqlite",
+    "identity.pem",
+    "site-0",
+    "site-1",
+    "test images\0",
+)
+"""Words of a site's own files, which no reply may hold."""
 
 
 def rehearse(folder: Path, **changes: Any) -> Invitation:
@@ -49,12 +61,36 @@ def copy_site(rehearsed: Path, place: Path, **policy: Any) -> Path:
     """Copy the files of site 1, with changes to its policy."""
     place.mkdir()
     for path in (rehearsed / "site-1").iterdir():
-        (place / path.name).write_bytes(path.read_bytes())
-        (place / path.name).chmod(0o600)
-    file = toml.read(place / "site.toml", what="the site file")
-    file["policy"] |= policy
-    (place / "site.toml").write_text(tomli_w.dumps(file))
+        if path.is_file():
+            (place / path.name).write_bytes(path.read_bytes())
+            (place / path.name).chmod(0o600)
+    edit(place, policy=policy)
     return place
+
+
+def edit(folder: Path, **changes: Any) -> None:
+    """Change tables of a site file.  None removes one."""
+    path = folder / "site.toml"
+    file = toml.read(path, what="the site file")
+    for name, values in changes.items():
+        if values is None:
+            del file[name]
+        else:
+            file[name] = {**file.get(name, {}), **values}
+    path.write_text(tomli_w.dumps(file))
+
+
+def changed(invitation: Invitation, **changes: Any) -> Invitation:
+    """The invitation of another session, to a study with other tables.  None removes one."""
+    shared = toml.loads(invitation.study, where="test")
+    for name, values in changes.items():
+        if values is None:
+            del shared[name]
+        else:
+            shared[name] = (
+                {**shared.get(name, {}), **values} if isinstance(values, dict) else values
+            )
+    return again(invitation, study=tomli_w.dumps(shared))
 
 
 def again(invitation: Invitation, **changes: Any) -> Invitation:
@@ -77,9 +113,15 @@ def coordinator_of(invitation: Invitation) -> Coordinator:
 
 @define(eq=False)
 class RehearsedSite:
-    """A site's server on its own files."""
+    """A site's server on its own files.
+
+    Attributes:
+        folder: Folder of the site's files.
+        now: The time of the server's clock, in seconds.
+    """
 
     folder: Path
+    now: float = 0.0
     server: SiteServer = field(init=False)
     journal: FileJournal = field(init=False)
 
@@ -93,7 +135,7 @@ class RehearsedSite:
     def start(self) -> None:
         config = self.config
         self.journal = config.open_journal()
-        self.server = SiteServer(config, self.journal)
+        self.server = SiteServer(config, self.journal, clock=lambda: self.now)
 
     def stop(self) -> None:
         self.journal.close()
@@ -105,13 +147,20 @@ class RehearsedSite:
 
     def send(self, message: Message | bytes, own: bytes = b"") -> Any:
         data = message if isinstance(message, bytes) else encode(message)
-        return decode_either(self.server.answer(data, own), Acceptance, Refusal, Reply)
+        reply = self.server.answer(data, own)
+        for word in (*SECRET_WORDS, str(self.folder)):
+            assert word.encode() not in reply
+        return decode_either(reply, Acceptance, Refusal, Reply, IdentifyReply)
 
-    def charged(self) -> int:
-        """Number of charged attempts."""
+    def charges(self) -> dict[str, int]:
+        """Number of charged attempts by name of data."""
         config = self.config
         with config.account.ledger.read_transaction() as book:
-            return sum(book.charge_counts(config.dataset_id).values())
+            return {name: sum(book.charge_counts(name).values()) for name in config.accounts}
+
+    def charged(self) -> int:
+        """Number of attempts that are charged to the training images."""
+        return self.charges()[self.config.dataset_id]
 
     def trail(self) -> list[AnyEntry]:
         """The entries of the trail, which is checked first."""

@@ -17,7 +17,7 @@ from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import pluggy
-from attrs import evolve, field, frozen
+from attrs import define, evolve, field, frozen
 
 from cohortium.catalog.allow_list import parse_patterns
 from cohortium.catalog.distributions import entry_points_in
@@ -195,6 +195,7 @@ def discover(
     offerings: list[CatalogEntry] = []
     # A distribution may hold many plugins, and to parse its metadata takes milliseconds.
     identities = {id(point.dist): _identity(point.dist) for point in _one_of_each(found)}
+    reader = _OfferReader()
     for point in sorted(found, key=lambda p: (p.name, p.value)):
         record = _record(point, *identities[id(point.dist)])
         own = (record.distribution, record.name, record.version)
@@ -205,7 +206,7 @@ def discover(
                 record, status="blocked", reason="COHORTIUM_PLUGIN_ALLOW does not name it."
             )
         elif record.status == "active":
-            record, offers = _load(point, record)
+            record, offers = _load(point, record, reader)
             offerings += [CatalogEntry(role, offer, record) for role, offer in offers]
         records.append(record)
     records.sort(key=lambda r: (r.name, r.target))
@@ -243,7 +244,7 @@ def _record(point: EntryPoint, found: Mapping[str, str], reason: str) -> PluginR
 
 
 def _load(
-    point: EntryPoint, record: PluginRecord
+    point: EntryPoint, record: PluginRecord, reader: _OfferReader
 ) -> tuple[PluginRecord, list[tuple[Role, Offer[Any]]]]:
     """Import a plugin and collect its offers.
 
@@ -254,7 +255,7 @@ def _load(
         plugin = point.load()
         version = getattr(plugin, "COHORTIUM_API", None)
         if type(version) is int and version == API:
-            return record, _offers(plugin)
+            return record, reader.offers(plugin)
         stated = "states no COHORTIUM_API" if version is None else f"is for API {version!r}"
         reason = truncated(f"it {stated}, and this is API {API}.")
         return evolve(record, status="incompatible", reason=reason), []
@@ -286,30 +287,50 @@ class _HookManager(pluggy.PluginManager):
 
 
 def _may_be_hook(owner: Any, name: str) -> bool:
-    """Return whether pluggy could find a mark there."""
-    return type(owner) is not ModuleType or isinstance(vars(owner).get(name), _HOOKABLE)
+    """Return whether pluggy could find a mark there, which is an attribute of a function."""
+    if type(owner) is not ModuleType:
+        return True
+    found = vars(owner).get(name)
+    return isinstance(found, _HOOKABLE) and (type(found) is not FunctionType or bool(vars(found)))
 
 
-def _offers(plugin: Any) -> list[tuple[Role, Offer[Any]]]:
-    """Return the offers of a plugin's hooks.
+@define(eq=False)
+class _OfferReader:
+    """Reader of the offers of one plugin after another.
 
-    pluggy checks each hook against its specification.
+    The hooks' specifications take most of the time of a discovery, so plugins share a manager.
+    A plugin that raises leaves its manager behind, and the next plugin gets a new one.
     """
+
+    _unused: pluggy.PluginManager | None = field(default=None, init=False)
+
+    def offers(self, plugin: Any) -> list[tuple[Role, Offer[Any]]]:
+        """Return the offers of a plugin's hooks.
+
+        pluggy checks each hook against its specification.
+        """
+        manager, self._unused = self._unused or _new_manager(), None
+        for name in dir(plugin):
+            if manager.parse_hookimpl_opts(plugin, name) is not None:
+                _require_hook(name)
+        manager.register(plugin)
+        offers: list[tuple[Role, Offer[Any]]] = [
+            (role, offer) for role in ROLES for offer in _asked(manager, role)
+        ]
+        if not offers:
+            raise PluginError("it offers nothing: no function marked @hookimpl returned an Offer.")
+        twice = [key for key, n in Counter((r, o.name) for r, o in offers).items() if n > 1]
+        if twice:
+            raise PluginError(f"it offers the {twice[0][0]} '{twice[0][1]}' twice.")
+        manager.unregister(plugin)
+        self._unused = manager
+        return offers
+
+
+def _new_manager() -> pluggy.PluginManager:
     manager = _HookManager(GROUP)
     manager.add_hookspecs(hooks)
-    for name in dir(plugin):
-        if manager.parse_hookimpl_opts(plugin, name) is not None:
-            _require_hook(name)
-    manager.register(plugin)
-    offers: list[tuple[Role, Offer[Any]]] = [
-        (role, offer) for role in ROLES for offer in _asked(manager, role)
-    ]
-    if not offers:
-        raise PluginError("it offers nothing: no function marked @hookimpl returned an Offer.")
-    twice = [key for key, n in Counter((r, o.name) for r, o in offers).items() if n > 1]
-    if twice:
-        raise PluginError(f"it offers the {twice[0][0]} '{twice[0][1]}' twice.")
-    return offers
+    return manager
 
 
 def _asked(manager: pluggy.PluginManager, role: Role) -> Iterator[Offer[Any]]:

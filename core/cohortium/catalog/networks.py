@@ -108,21 +108,23 @@ def check_output_shape(model: Model, net: nn.Module, images: Tensor, spec: DataS
     import numpy as np
     import torch
 
-    name = name_of(model)
-    _require_trainable(name, net)
-    _require_called_with_images(name, net)
+    _require_trainable(model, net)
+    _require_called_with_images(model, net)
     with restored_after(net), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for mode in (False, True):
             if net.train(mode) is not net:
-                raise NetworkError(f"{name} has a train() that gives None; end it in return self.")
+                raise NetworkError(
+                    f"{name_of(model)} has a train() that gives None; end it in return self."
+                )
             shown = images if mode else images[:2]
             with blame_network(model, net, "cannot take", shown):
                 found = net(shown)
-                _require_outputs(name, found, len(shown), spec)
+                _require_outputs(model, found, len(shown), spec)
         if not found.requires_grad:
             raise NetworkError(
-                f"{name} gives outputs on which no trainable parameter has a bearing; take "
+                f"{name_of(model)} gives outputs on which no trainable parameter has a bearing; "
+                "take "
                 "detach() or no_grad() out of its forward."
             )
         rng = np.random.default_rng(0)
@@ -237,15 +239,15 @@ def _is_own(error: BaseException, net: nn.Module) -> bool:
     )
 
 
-def _require_trainable(name: str, net: nn.Module) -> None:
+def _require_trainable(model: Model, net: nn.Module) -> None:
     if any(parameter.requires_grad and parameter.numel() for parameter in net.parameters()):
         return
     frozen = next(iter(net.parameters()), None) is not None
     why = "all of its parameters have requires_grad = False" if frozen else "it has no parameters"
-    raise NetworkError(f"{name} cannot be trained: {why}; leave it some that can move.")
+    raise NetworkError(f"{name_of(model)} cannot be trained: {why}; leave it some that can move.")
 
 
-def _require_called_with_images(name: str, net: nn.Module) -> None:
+def _require_called_with_images(model: Model, net: nn.Module) -> None:
     """Refuse a forward that needs more or less than a batch of images."""
     try:
         signature = inspect.signature(net.forward)
@@ -255,12 +257,13 @@ def _require_called_with_images(name: str, net: nn.Module) -> None:
         signature.bind(None)
     except TypeError as error:
         raise NetworkError(
-            f"{name} cannot be called with a batch of images alone (forward{signature}: {error}); "
+            f"{name_of(model)} cannot be called with a batch of images alone (forward{signature}: "
+            f"{error}); "
             "give each other parameter a default."
         ) from error
 
 
-def _require_outputs(name: str, found: object, number: int, spec: DataSpec) -> None:
+def _require_outputs(model: Model, found: object, number: int, spec: DataSpec) -> None:
     """Refuse outputs other than finite numbers of the task's shape."""
     import torch
 
@@ -271,21 +274,25 @@ def _require_outputs(name: str, found: object, number: int, spec: DataSpec) -> N
     if not isinstance(found, torch.Tensor):
         kind = type(found).__name__
         raise NetworkError(
-            f"{name} gives a {kind} for a batch of images, and not the tensor of its logits, shape "
+            f"{name_of(model)} gives a {kind} for a batch of images, and not the tensor of its "
+            "logits, shape "
             f"({axes}); return that alone."
         )
     if tuple(found.shape) != wanted:
         raise NetworkError(
-            f"{name} gives outputs of shape {tuple(found.shape)} for {number} images, and not "
+            f"{name_of(model)} gives outputs of shape {tuple(found.shape)} for {number} images, "
+            "and not "
             f"{wanted}: {each}; its factory receives "
             "their number as the parameter 'classes'."
         )
     if not found.is_floating_point():
         raise NetworkError(
-            f"{name} gives outputs of {found.dtype}; logits are real floating-point numbers."
+            f"{name_of(model)} gives outputs of {found.dtype}; logits are real floating-point "
+            "numbers."
         )
     if not bool(torch.isfinite(found).all()):
         raise NetworkError(
-            f"{name} gives NaN or infinity for made-up images before any training; look for a "
+            f"{name_of(model)} gives NaN or infinity for made-up images before any training; look "
+            "for a "
             "division by zero, or a logarithm or root of a negative number."
         )

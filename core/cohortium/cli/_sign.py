@@ -67,7 +67,7 @@ def sign(
 
 
 def _countersign(folder: Path, site_config: SiteConfig, digits: str) -> None:
-    from cohortium.deployment.audit_trail import released_in
+    from cohortium.deployment.trail_check import released_in
     from cohortium.runs.signatures import sign_result
 
     key = site_config.key

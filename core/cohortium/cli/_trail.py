@@ -11,8 +11,8 @@ from cohortium.errors import RecordError, RequestError
 from cohortium.text import sanitize
 
 if TYPE_CHECKING:
-    from cohortium.deployment.audit_trail import CheckedTrail
     from cohortium.deployment.site_config import SiteConfig
+    from cohortium.deployment.trail_check import CheckedTrail
     from cohortium.deployment.trail_entries import SignedHead
 
 
@@ -43,8 +43,8 @@ def trail(
       cohortium trail site.toml --contains "site 0 line 17 sha256 5f…"
       cohortium trail their-audit.jsonl --key-directory directory.txt
     """
-    from cohortium.deployment.audit_trail import check_trail
     from cohortium.deployment.site_config import SiteConfig
+    from cohortium.deployment.trail_check import check_trail
     from cohortium.deployment.trail_entries import SignedHead
 
     site_config = SiteConfig.read(path) if path.suffix == ".toml" else None
@@ -70,7 +70,7 @@ def _trusted(
 ) -> tuple[bytes, ...] | None:
     """Return the present public keys of a trail's site, or None if nobody vouches for one."""
     from cohortium.crypto.signing import KeyDirectory
-    from cohortium.deployment.audit_trail import check_trail
+    from cohortium.deployment.trail_check import check_trail
 
     if site_config is not None:
         key = site_config.key
@@ -87,7 +87,7 @@ def _trusted(
 def _note(site_config: SiteConfig, noted: SignedHead, key_directory: Path | None) -> None:
     """Write the head of another site's trail to this one, if the other site has signed it."""
     from cohortium.crypto.signing import KeyDirectory
-    from cohortium.deployment.audit_trail import is_signed_by
+    from cohortium.deployment.trail_check import is_signed_by
 
     directory = site_config.policy.directory
     if key_directory is not None:
@@ -106,7 +106,7 @@ def _note(site_config: SiteConfig, noted: SignedHead, key_directory: Path | None
 
 
 def _print_entries(file: Path, last: int) -> None:
-    from cohortium.deployment.audit_trail import last_entries
+    from cohortium.deployment.trail_check import last_entries
 
     for number, sentence in last_entries(file, last):
         typer.echo(sanitize(f"{number:>6}  {sentence}"))

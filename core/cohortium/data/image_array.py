@@ -11,7 +11,7 @@ import numpy as np
 
 from cohortium.data.image_file import ImageFileOptions, decode_image, decode_mask
 from cohortium.data.memory import available
-from cohortium.data.npz import MAX_ARRAY_BYTES
+from cohortium.data.npz_archive import MAX_ARRAY_BYTES
 from cohortium.errors import DataError
 
 if TYPE_CHECKING:

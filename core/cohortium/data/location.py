@@ -6,11 +6,28 @@ import os
 from pathlib import Path
 from typing import Final, Literal
 
-from cohortium.data.npz import data_dir
 from cohortium.errors import DataError
+
+DATA_FOLDER: Final = "COHORTIUM_DATA"
+"""The environment variable that names the folder of data files."""
 
 _SYSTEM_FILES: Final = frozenset({"__macosx", "desktop.ini", "thumbs.db"})
 """Names, in lower case, that operating systems leave in folders of pictures."""
+
+
+def data_dir() -> Path | None:
+    """Return the folder that `COHORTIUM_DATA` names, or None."""
+    named = os.environ.get(DATA_FOLDER, "")
+    return Path(named).expanduser() if named else None
+
+
+def first_existing(*places: Path) -> Path | None:
+    """Return the first of `places` that is a file, or None."""
+    for place in places:
+        # Path.is_file raises if a parent folder may not be searched.
+        if os.path.isfile(place):  # noqa: PTH113 - see above
+            return place
+    return None
 
 
 def is_system_file(name: str) -> bool:

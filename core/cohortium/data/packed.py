@@ -20,7 +20,8 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from cohortium.data.npz import map_arrays, read_npz_splits
+from cohortium.data.npz import read_npz_splits
+from cohortium.data.npz_archive import map_arrays
 from cohortium.data.pixels import FLAT
 from cohortium.errors import DataError, RunError
 from cohortium.storage.atomic import atomic_path

@@ -17,9 +17,9 @@ from cohortium import parameters
 from cohortium.catalog.networks import blame_network
 from cohortium.errors import RequestError
 from cohortium.learning.evaluation import Evaluation
+from cohortium.learning.optimizers import RATE
 from cohortium.learning.preprocessing import preprocess
 from cohortium.learning.statistics_rounds import is_statistics_parameter
-from cohortium.learning.training import RATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

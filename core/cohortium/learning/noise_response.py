@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from attrs import frozen
+
 if TYPE_CHECKING:
     from cohortium.roles.protocols import Trainer
 
@@ -50,3 +52,20 @@ def noise_response(trainer: Trainer, rounds: int) -> tuple[float, ...]:
         return ()  # because the optimizer needs more than a gradient
     found = tuple(float(f"{root:.{DIGITS - 1}e}") for root in squares.sqrt().tolist())
     return found if max(found) > 0 else ()
+
+
+@frozen
+class ServerTrial:
+    """A trial of a server optimizer, which a call makes.
+
+    Attributes:
+        trainer: The trainer, which makes the server optimizer.
+        rounds: Number of rounds.
+    """
+
+    trainer: Trainer
+    rounds: int
+
+    def __call__(self) -> tuple[float, ...]:
+        """Return the `noise_response`."""
+        return noise_response(self.trainer, self.rounds)

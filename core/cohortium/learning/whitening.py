@@ -15,11 +15,12 @@ from attrs import field, frozen
 from cohortium.data.intensity import to_unit_range
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
     from cohortium.data.splits import Splits
+    from cohortium.roles.protocols import Dataset
 
 MIN_SHARE = 1e-10
 """Smallest share of the largest variance that counts.
@@ -129,3 +130,79 @@ def as_channels(splits: Splits, channels: int) -> Tensor:
             f"{channels}; give others."
         )
     return images.mean(1, keepdim=True)
+
+
+def scale_to_norm(rows: Tensor, norm: float) -> Tensor:
+    """Return rows of features, each scaled to a norm.
+
+    Args:
+        rows: Features, shape (N, D).
+        norm: The Euclidean norm of each row of the result.  Rows of zeros stay zero.
+    """
+    length: Tensor = rows.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    return rows * (norm / length)
+
+
+def require_public_images(center_on: Dataset | None, *, whiten: float, components: int) -> None:
+    """Refuse a model that whitens by public images and names none.
+
+    Args:
+        center_on: The model's public images.
+        whiten: Its degree of whitening.
+        components: Its number of directions.
+
+    Raises:
+        ValueError: There are no images to take the variance from.
+    """
+    if (whiten or components) and center_on is None:
+        raise ValueError(
+            "whiten and components need center_on, public images to take the variance from."
+        )
+
+
+@frozen(eq=False, kw_only=True)
+class PublicWhitening:
+    """Whitening of a model's features by those of public images.
+
+    It is computed at the first call, once for each number of channels.
+
+    Attributes:
+        center_on: The public images.
+        blocks: Function that returns the model's blocks of features, each (N, …), of images
+            (N, C, …) in [0, 1].
+        whiten: Degree of whitening.  0 does nothing.  At 1 all directions vary equally.
+        floor: Directions with less than this share of the greatest variance count as if they had
+            it.
+        components: Number of directions kept, or 0 for every feature.
+
+    Guarantees:
+        The whitening depends on `center_on` and the model alone.  So it costs no privacy where the
+        images do not.
+    """
+
+    center_on: Dataset
+    blocks: Callable[[Tensor], Sequence[Tensor]]
+    whiten: float
+    floor: float
+    components: int = 0
+    _known: dict[int, FeatureWhitening] = field(factory=dict, init=False, repr=False)
+
+    def __call__(self, blocks: Sequence[Tensor], channels: int) -> Tensor:
+        """Return whitened features (N, D or K).
+
+        Args:
+            blocks: Blocks of features, each (N, …), of other images.
+            channels: C, the number of channels of these images.
+
+        Raises:
+            ValueError: The public images have another number of channels, which no rule can
+                convert.  Or their features vary in too few directions.
+        """
+        if channels not in self._known:
+            self._known[channels] = FeatureWhitening.of(
+                self.blocks(as_channels(self.center_on.load(), channels)),
+                power=self.whiten / 2,
+                floor=self.floor,
+                components=self.components,
+            )
+        return self._known[channels](blocks)

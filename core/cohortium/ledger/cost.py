@@ -81,16 +81,20 @@ def run_costs(plan: PrivacyPlan, rounds: int, retries: int) -> Counter[AttemptCo
     """
     costs = _costs_by_round(plan, rounds)
     found = Counter(costs)
-    found[costs[costliest_round(plan, rounds)]] += retries
+    found[costs[_costliest(costs, plan.guarantee)]] += retries
     return found
 
 
 def costliest_round(plan: PrivacyPlan, rounds: int) -> int:
     """Return the first of the rounds whose attempts cost most."""
-    costs = _costs_by_round(plan, rounds)
-    if len({*costs}) == 1 or plan.guarantee is None:
+    return _costliest(_costs_by_round(plan, rounds), plan.guarantee)
+
+
+def _costliest(costs: list[AttemptCost], guarantee: Guarantee | None) -> int:
+    """Return the first position of the highest cost."""
+    if len({*costs}) == 1 or guarantee is None:
         return 0
-    delta = plan.guarantee.delta
+    delta = guarantee.delta
 
     def price(cost: AttemptCost) -> float:
         if cost.mechanism is None:

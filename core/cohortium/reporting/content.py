@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cohortium.data.scores import CalibrationBin, ClassScores, Scores
     from cohortium.reporting.reading import Record
     from cohortium.roles.events import StageStats
-    from cohortium.runs.result import SiteScores
+    from cohortium.runs.holdout_scores import SiteScores
 
 MAX_ROWS = 60
 """Most sites, and most lost contributions, that are listed one by one."""

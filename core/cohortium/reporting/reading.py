@@ -24,7 +24,8 @@ from cohortium.roles.events import (
 )
 from cohortium.roles.values import AggregationGuarantee
 from cohortium.runs.history import Cell, History
-from cohortium.runs.result import EVALUATION, OLDER, SITE_SCORES, SiteScores
+from cohortium.runs.holdout_scores import SiteScores
+from cohortium.runs.result import EVALUATION, OLDER, SITE_SCORES
 from cohortium.runs.signatures import SeenSignature, seen_signatures
 from cohortium.study import toml
 

@@ -5,6 +5,7 @@ They are frozen, and public unless the docstring says otherwise.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from attrs import field, frozen
@@ -14,7 +15,7 @@ from cohortium.errors import PrivacyError, StudyError
 from cohortium.storage.append_log import MemoryJournal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import numpy as np
     import torch
@@ -137,10 +138,8 @@ class Workload:
         has_mixed_examples: Whether the loss of one example depends on others of its batch, as in
             MixUp.  Then a clip bounds no example, and Cohortium refuses the trainer under
             privacy of examples or patients.
-        noise_response: For each round, how far the server optimizer carries noise of size 1.  This
-            is the root of the summed squares of the noise's part in the weights after each round.
-            Empty where the server optimizer is not linear.  A trainer need not declare it:
-            Cohortium finds it by a trial of the server optimizer.
+        find_noise_response: Function that returns `noise_response`.  A trainer need not declare it:
+            Cohortium tries the server optimizer.
     """
 
     output: Literal["update", "gradient"]
@@ -151,7 +150,17 @@ class Workload:
     fewest: int = field(default=1, validator=ge(1))
     max_site_share: float | None = field(default=None, validator=optional([gt(0), le(1)]))
     has_mixed_examples: bool = False
-    noise_response: tuple[float, ...] = ()
+    find_noise_response: Callable[[], tuple[float, ...]] = tuple
+
+    @cached_property
+    def noise_response(self) -> tuple[float, ...]:
+        """For each round, how far the server optimizer carries noise of size 1.
+
+        This is the root of the summed squares of the noise's part in the weights after each round.
+        Empty where the server optimizer is not linear.  The trial of the optimizer takes
+        time, and the first privatizer that asks starts it.
+        """
+        return self.find_noise_response()
 
     def require_separate_examples(self, unit: Unit) -> None:
         """Refuse a trainer that mixes examples, under privacy of one example or patient.

@@ -17,7 +17,7 @@ from cohortium.clipping.batch_mixing import require_no_batch_mixing, require_per
 from cohortium.crypto.randomness import Randomness, Seeds
 from cohortium.errors import PrivacyError
 from cohortium.learning.evaluation import resolve_device
-from cohortium.learning.noise_response import noise_response
+from cohortium.learning.noise_response import ServerTrial
 from cohortium.roles.values import FederationSpec
 from cohortium.rounds.build_measuring_config import build_measuring_config
 from cohortium.rounds.dry_run import dry_run, require_transmittable
@@ -115,7 +115,7 @@ def build_run_config(
         )
     workload = attrs.evolve(
         federation.trainer.workload(federation_spec),
-        noise_response=noise_response(federation.trainer, federation_spec.rounds),
+        find_noise_response=ServerTrial(federation.trainer, federation_spec.rounds),
     )
 
     def planned(parameters: int) -> RunConfig:

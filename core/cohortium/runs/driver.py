@@ -21,7 +21,7 @@ from cohortium.rounds.round_runner import RoundRunner
 from cohortium.runs.history import History
 from cohortium.runs.mask_examples import choose_mask_examples
 from cohortium.runs.measured import measured_by_round, measured_sum
-from cohortium.runs.result import OwnScores, Result, Timings, versions
+from cohortium.runs.result import Result, Timings, versions
 from cohortium.runs.site_scores import own_scores, personalises, score_sites
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from cohortium.roles.events import Event, SitesEvaluated
     from cohortium.roles.sessions import EngineSession
     from cohortium.rounds.round_runner import RoundResult
+    from cohortium.runs.holdout_scores import OwnScores
     from cohortium.runs.prepare import PreparedStudy
     from cohortium.runs.run_directory import RunDirectory
     from cohortium.runs.run_state import RunState

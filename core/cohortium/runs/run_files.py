@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
     from cohortium.data.predictions import Predictions
     from cohortium.runs.dataset_info import DatasetInfo
-    from cohortium.runs.result import Result, SiteScores
+    from cohortium.runs.holdout_scores import SiteScores
+    from cohortium.runs.result import Result
 
 
 @frozen(eq=False)

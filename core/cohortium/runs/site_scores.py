@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from cohortium.learning.evaluation import Evaluation
-from cohortium.runs.result import OwnScores, SiteScores
+from cohortium.runs.holdout_scores import OwnScores, SiteScores
 from cohortium.runs.site_baselines import adapt_at_site, own_network, train_alone
 
 if TYPE_CHECKING:

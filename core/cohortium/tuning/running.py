@@ -14,10 +14,10 @@ from cohortium.runs.result import BEST, EVALUATION
 from cohortium.runs.run_directory import CHECKPOINT, LEDGER, has_run, is_finished
 from cohortium.runs.saved_weights import read_weights
 from cohortium.tuning import record
-from cohortium.tuning.planning import main_part, plan_tuning, search_digest
+from cohortium.tuning.planning import plan_tuning, search_digest
 from cohortium.tuning.scores import CandidateScore, Choice, TuningResult
 from cohortium.tuning.settings import GIVEN
-from cohortium.tuning.studies import candidate_study, final_study, require_tunable
+from cohortium.tuning.studies import candidate_study, final_study, main_part, require_tunable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -16,6 +16,7 @@ from cohortium.tuning.settings import GIVEN
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from cohortium.data.splits import Splits
     from cohortium.federation import Federation
     from cohortium.privacy.mechanisms import Mechanism
     from cohortium.study.study import Study
@@ -150,3 +151,8 @@ def _terms(study: Federation) -> dict[str, object]:
         "insecure_seeded_secrets", "holdout_fraction", "data",
     )  # fmt: skip
     return found | {f"federation.{name}": getattr(study, name) for name in kept}
+
+
+def main_part(splits: Splits) -> str:
+    """Return the part of the task's scores that has the main score."""
+    return splits.task.score_parts[0]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cohortium import Federation
 from cohortium.crypto.randomness import Randomness
 from cohortium.errors import PrivacyError, RunError
-from cohortium.learning.noise_response import noise_response
+from cohortium.learning.noise_response import ServerTrial, noise_response
 from cohortium.ledger.ledger import Ledger
 from cohortium.messages import codec
 from cohortium.messages.run import Request
@@ -36,8 +36,8 @@ COHORT = FederationSpec(
 
 def planned(federation_spec: FederationSpec = COHORT, **terms: Any) -> Any:
     trainer = FedSGD(sampling_rate=1.0)
-    response = noise_response(trainer, federation_spec.rounds)
-    return Gaussian(**terms).plan(evolve(WHOLE, noise_response=response), federation_spec, 10)
+    trial = ServerTrial(trainer, federation_spec.rounds)
+    return Gaussian(**terms).plan(evolve(WHOLE, find_noise_response=trial), federation_spec, 10)
 
 
 def noises(plan: Any, rounds: int = COHORT.rounds) -> np.ndarray[Any, np.dtype[np.float64]]:
@@ -81,7 +81,7 @@ def test_noise_by_round_costs_what_was_asked(
 ) -> None:
     trainer = FedSGD(sampling_rate=1.0, statistics_rounds=min(statistics, rounds - 1))
     federation_spec = evolve(COHORT, rounds=rounds, retries=retries)
-    workload = evolve(WHOLE, noise_response=noise_response(trainer, rounds))
+    workload = evolve(WHOLE, find_noise_response=ServerTrial(trainer, rounds))
     plan = Gaussian(epsilon=epsilon, noise_schedule="optimizer").plan(workload, federation_spec, 3)
     each = noises(plan, rounds)
     cost = float(np.sum(each**-2)) + retries * float(each.min()) ** -2
@@ -94,7 +94,8 @@ def test_noise_by_round_costs_what_was_asked(
 
 
 def test_noise_by_round_needs_whole_batches_and_a_linear_optimizer() -> None:
-    sampled = evolve(WHOLE, sampling_rate=0.5, noise_response=(1.0,) * COHORT.rounds)
+    trial = ServerTrial(FedSGD(), COHORT.rounds)
+    sampled = evolve(WHOLE, sampling_rate=0.5, find_noise_response=trial)
     with pytest.raises(PrivacyError, match=r"set trainer\.sampling_rate to 1"):
         Gaussian(noise_schedule="optimizer").plan(sampled, COHORT, 3)
     with pytest.raises(PrivacyError, match="not linear"):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cohortium.data import npz
+from cohortium.data import npz_archive
 from cohortium.plugin import DataError, Dataset, StudyError
 from cohortium_npz import Npz, cohortium_datasets
 
@@ -167,7 +167,7 @@ def test_a_pickle_is_never_opened(tmp_path: Path) -> None:
 def test_oversized_file_is_refused_before_unpacking(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(npz, "MAX_ARRAY_BYTES", 300)
+    monkeypatch.setattr(npz_archive, "MAX_ARRAY_BYTES", 300)
     with pytest.raises(DataError, match="unpacks to"):
         Npz(path=str(file)).load()
 

@@ -17,8 +17,9 @@ import pytest
 from cohortium.crypto.randomness import Randomness
 from cohortium.crypto.signing import SigningKey
 from cohortium.deployment import trail_entries as entries
-from cohortium.deployment.audit_trail import AuditTrail, check_lines, check_trail, is_signed_by
+from cohortium.deployment.audit_trail import AuditTrail
 from cohortium.deployment.log_throttle import MAX_SENTENCES
+from cohortium.deployment.trail_check import check_lines, check_trail, is_signed_by
 from cohortium.deployment.trail_entries import SignedHead
 from cohortium.errors import RecordError, RequestError, RunError
 from cohortium.messages.codec import encode

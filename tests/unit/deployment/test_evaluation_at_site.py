@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,15 +23,13 @@ from cohortium.data.splits import Splits
 from cohortium.deployment import rehearsal
 from cohortium.deployment.own_scores import read_scores
 from cohortium.deployment.site_config import SiteConfig
-from cohortium.deployment.site_server import SiteServer
 from cohortium.errors import CohortiumError, DataError, StudyError
-from cohortium.messages.codec import Message, decode_either, encode
+from cohortium.messages.codec import decode_either, encode
 from cohortium.messages.deployment import Acceptance, Invitation
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.rounds.coordinator import Coordinator
 from cohortium.runs.evaluate import prepare_evaluation
 from cohortium.runs.invite import build_invitation
-from cohortium.storage.append_log import FileJournal
 from cohortium.study import toml
 from cohortium.study.measurement import EvaluationPlan
 from cohortium_fedsgd import FedSGD
@@ -40,6 +37,7 @@ from cohortium_gaussian import Gaussian
 from cohortium_npz import Npz
 from cohortium_secagg import SecAgg
 from tests.support.federations import QuadrantImages, tiny_federation
+from tests.support.rehearsed_site import RehearsedSite, changed, copy_site, edit
 
 SITES = 3
 
@@ -59,44 +57,6 @@ def simulation(**changes: Any) -> Federation:
     return tiny_federation(**(parts | changes))
 
 
-@define(eq=False)
-class Hospital:
-    """A site's server on its own files."""
-
-    folder: Path
-    server: SiteServer = field(init=False)
-    journal: FileJournal = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.start()
-
-    @property
-    def config(self) -> SiteConfig:
-        return SiteConfig.read(self.folder / "site.toml")
-
-    def start(self) -> None:
-        config = self.config
-        self.journal = config.open_journal()
-        self.server = SiteServer(config, self.journal)
-
-    def restart(self) -> None:
-        self.journal.close()
-        self.start()
-
-    def send(self, message: Message | bytes, own: bytes = b"") -> Any:
-        data = message if isinstance(message, bytes) else encode(message)
-        reply = self.server.answer(data, own)
-        for word in (b"data.npz", b"test images\x00", str(self.folder).encode()):
-            assert word not in reply
-        return decode_either(reply, Acceptance, Refusal, Reply)
-
-    def spent(self) -> dict[str, int]:
-        """Number of charged attempts by name of data."""
-        config = self.config
-        with config.account.ledger.read_transaction() as book:
-            return {name: sum(book.charge_counts(name).values()) for name in config.accounts}
-
-
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rehearsed") / "all"
@@ -107,26 +67,20 @@ def rehearsed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(rehearsed: Path, tmp_path: Path) -> Path:
     """A copy of hospital 1 that a test may change."""
-    own = tmp_path / "site-1"
-    own.mkdir()
-    for path in (rehearsed / "site-1").iterdir():
-        if path.is_file():
-            (own / path.name).write_bytes(path.read_bytes())
-            (own / path.name).chmod(0o600)
-    return own
+    return copy_site(rehearsed, tmp_path / "site-1")
 
 
 @contextlib.contextmanager
-def serving(folder: Path) -> Iterator[Hospital]:
-    hospital = Hospital(folder)
+def serving(folder: Path) -> Iterator[RehearsedSite]:
+    hospital = RehearsedSite(folder)
     try:
         yield hospital
     finally:
-        hospital.journal.close()
+        hospital.stop()
 
 
 @pytest.fixture
-def hospital(place: Path) -> Iterator[Hospital]:
+def hospital(place: Path) -> Iterator[RehearsedSite]:
     with serving(place) as made:
         yield made
 
@@ -149,27 +103,6 @@ def invitation(invitations: tuple[Invitation, Invitation]) -> Invitation:
     return invitations[1]
 
 
-def changed(invitation: Invitation, **changes: Any) -> Invitation:
-    """The invitation of another session, to a study with other tables."""
-    shared = toml.loads(invitation.study, where="test")
-    for name, values in changes.items():
-        shared[name] = {**shared.get(name, {}), **values} if isinstance(values, dict) else values
-    text = tomli_w.dumps(shared)
-    return Invitation(os.urandom(16), text, invitation.directory, invitation.versions)
-
-
-def edit(folder: Path, **changes: Any) -> None:
-    """Change tables of a hospital's site file.  None removes one."""
-    path = folder / "site.toml"
-    file = toml.read(path, what="the site file")
-    for name, values in changes.items():
-        if values is None:
-            del file[name]
-        else:
-            file[name] = {**file.get(name, {}), **values}
-    path.write_text(tomli_w.dumps(file))
-
-
 def request_of(study: Federation, invitation: Invitation, attempt: int = 0) -> bytes:
     """The first request of an attempt at the evaluation."""
     assert study.evaluation is not None
@@ -189,7 +122,7 @@ def refused(answer: Any, code: str, words: str) -> None:
 
 
 def test_evaluation_is_charged_to_the_test_images(
-    hospital: Hospital, study: Federation, invitation: Invitation
+    hospital: RehearsedSite, study: Federation, invitation: Invitation
 ) -> None:
     edit(hospital.folder, test={"declared_examples": 5})
     hospital.restart()
@@ -197,7 +130,7 @@ def test_evaluation_is_charged_to_the_test_images(
     assert accepted == Acceptance(invitation.session, 1, 5, {})
     assert isinstance(hospital.send(request_of(study, invitation)), Reply)
     train, test = hospital.config.accounts
-    assert hospital.spent() == {train: 0, test: 1}
+    assert hospital.charges() == {train: 0, test: 1}
 
 
 def test_one_name_is_charged_for_both(
@@ -218,12 +151,12 @@ def test_one_name_is_charged_for_both(
         for one in (training, measuring, changed(training)):
             assert isinstance(hospital.send(one), Acceptance)
         assert isinstance(hospital.send(request_of(study, measuring)), Reply)
-        assert hospital.spent() == {name: 1}
+        assert hospital.charges() == {name: 1}
     assert not any("have changed" in told for told in caplog.messages)
 
 
 def test_training_images_can_be_measured(
-    hospital: Hospital, invitations: tuple[Invitation, Invitation]
+    hospital: RehearsedSite, invitations: tuple[Invitation, Invitation]
 ) -> None:
     training, measuring = invitations
     shared = toml.loads(training.study, where="test")
@@ -277,7 +210,7 @@ def test_allowed_plugins_hold_for_the_named_parts(
     ],
 )
 def test_unacceptable_evaluation_is_refused_with_code(
-    hospital: Hospital, invitation: Invitation, changes: dict[str, Any], code: str, words: str
+    hospital: RehearsedSite, invitation: Invitation, changes: dict[str, Any], code: str, words: str
 ) -> None:
     if changes.get("federation", {}).get("retries"):
         # The privatizer would calibrate its noise to so many attempts.
@@ -297,7 +230,7 @@ def test_site_without_test_images_refuses_evaluation(
 
 
 def test_session_of_a_training_is_refused(
-    hospital: Hospital, invitations: tuple[Invitation, Invitation]
+    hospital: RehearsedSite, invitations: tuple[Invitation, Invitation]
 ) -> None:
     training, measuring = invitations
     assert isinstance(hospital.send(training), Acceptance)
@@ -308,7 +241,7 @@ def test_session_of_a_training_is_refused(
 
 
 def test_budget_of_the_test_images_ends(
-    hospital: Hospital, study: Federation, invitation: Invitation
+    hospital: RehearsedSite, study: Federation, invitation: Invitation
 ) -> None:
     again = changed(invitation)
     for one in (invitation, again):
@@ -321,7 +254,7 @@ def test_budget_of_the_test_images_ends(
     else:
         pytest.fail("a second evaluation is charged again, and there is no room for it")
     train, test = hospital.config.accounts
-    assert hospital.spent() == {train: 0, test: 2}
+    assert hospital.charges() == {train: 0, test: 2}
 
 
 # --- Overlap -------------------------------------------------------------------------------------
@@ -436,20 +369,24 @@ def with_weights(request: bytes, values: Callable[[int], Any]) -> bytes:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_weights_that_are_no_numbers_cost_nothing(
-    hospital: Hospital, study: Federation, invitation: Invitation, value: float
+    hospital: RehearsedSite, study: Federation, invitation: Invitation, value: float
 ) -> None:
     hospital.send(invitation)
     asked = with_weights(request_of(study, invitation), lambda count: [*[0.0] * (count - 1), value])
     answer = hospital.send(asked)
     assert isinstance(answer, Refusal)
     assert "not all finite" in answer.reason
-    assert set(hospital.spent().values()) == {0}
+    assert set(hospital.charges().values()) == {0}
 
 
 @pytest.mark.parametrize("parts", [["accuracy"], ["auc", "calibration", "classes"]])
 @pytest.mark.parametrize("value", [3e38, -3e38, 1e20, 0.0])
 def test_huge_weights_are_answered_as_others_are(
-    hospital: Hospital, study: Federation, invitation: Invitation, value: float, parts: list[str]
+    hospital: RehearsedSite,
+    study: Federation,
+    invitation: Invitation,
+    value: float,
+    parts: list[str],
 ) -> None:
     # A refusal that depends on the network's outputs would be a release without noise.
     assert study.evaluation is not None
@@ -459,11 +396,11 @@ def test_huge_weights_are_answered_as_others_are(
     request = with_weights(request_of(asked, own), lambda _: value)
     assert isinstance(hospital.send(request), Reply)
     _, test = hospital.config.accounts
-    assert hospital.spent()[test] == 1
+    assert hospital.charges()[test] == 1
 
 
 def test_other_weights_in_one_attempt_get_no_second_answer(
-    hospital: Hospital, study: Federation, invitation: Invitation
+    hospital: RehearsedSite, study: Federation, invitation: Invitation
 ) -> None:
     hospital.send(invitation)
     first, second = (request_of(study, invitation, attempt) for attempt in range(2))
@@ -477,10 +414,12 @@ def test_other_weights_in_one_attempt_get_no_second_answer(
         assert isinstance(hospital.send(with_weights(late, lambda _: -0.5)), Refusal)
     assert isinstance(hospital.send(request_of(study, invitation, attempt=2)), Refusal)
     _, test = hospital.config.accounts
-    assert hospital.spent()[test] == 2
+    assert hospital.charges()[test] == 2
 
 
-def test_other_study_in_one_session_is_refused(hospital: Hospital, invitation: Invitation) -> None:
+def test_other_study_in_one_session_is_refused(
+    hospital: RehearsedSite, invitation: Invitation
+) -> None:
     assert isinstance(hospital.send(invitation), Acceptance)
     other = changed(invitation, measurement={"parts": ["auc"]})
     again = structs.replace(other, session=invitation.session)
@@ -491,7 +430,7 @@ def test_other_study_in_one_session_is_refused(hospital: Hospital, invitation: I
     "name", ["../../etc", "a\x00b", "site\n[policy]", "x" * 5000, "\u202esite", "\x1b[31m", ""]
 )
 def test_hostile_names_of_groups_are_refused_in_one_sentence(
-    hospital: Hospital, invitation: Invitation, name: str
+    hospital: RehearsedSite, invitation: Invitation, name: str
 ) -> None:
     answer = hospital.send(changed(invitation, measurement={"by": [name]}))
     assert isinstance(answer, Refusal)
@@ -504,7 +443,7 @@ def test_hostile_names_of_groups_are_refused_in_one_sentence(
 
 
 def test_restart_within_an_evaluation_repeats_the_same_bytes(
-    hospital: Hospital, study: Federation, invitation: Invitation
+    hospital: RehearsedSite, study: Federation, invitation: Invitation
 ) -> None:
     request = request_of(study, invitation)
     hospital.send(invitation)
@@ -512,11 +451,11 @@ def test_restart_within_an_evaluation_repeats_the_same_bytes(
     hospital.restart()
     assert hospital.server.answer(request, b"") == reply
     _, test = hospital.config.accounts
-    assert hospital.spent()[test] == 1
+    assert hospital.charges()[test] == 1
 
 
 def test_restart_before_the_reply_is_kept_stays_charged(
-    hospital: Hospital, study: Federation, invitation: Invitation
+    hospital: RehearsedSite, study: Federation, invitation: Invitation
 ) -> None:
     request = request_of(study, invitation)
     hospital.send(invitation)
@@ -526,14 +465,17 @@ def test_restart_before_the_reply_is_kept_stays_charged(
     refused(hospital.send(request), "out-of-order", "charged before")
     assert isinstance(hospital.send(request_of(study, invitation, attempt=1)), Reply)
     _, test = hospital.config.accounts
-    assert hospital.spent()[test] == 2
+    assert hospital.charges()[test] == 2
 
 
 # --- Own figures ---------------------------------------------------------------------------------
 
 
 def test_own_scores_are_exact_and_stay(
-    hospital: Hospital, study: Federation, invitation: Invitation, caplog: pytest.LogCaptureFixture
+    hospital: RehearsedSite,
+    study: Federation,
+    invitation: Invitation,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO, "cohortium")
     hospital.send(invitation)
@@ -568,7 +510,7 @@ def test_own_scores_are_exact_and_stay(
 
 
 def test_own_scores_name_the_study_that_trained(
-    hospital: Hospital, study: Federation, invitations: tuple[Invitation, Invitation]
+    hospital: RehearsedSite, study: Federation, invitations: tuple[Invitation, Invitation]
 ) -> None:
     training, measuring = invitations
     hospital.send(changed(training, trainer={"sampling_rate": 0.5}))
@@ -581,7 +523,10 @@ def test_own_scores_name_the_study_that_trained(
 
 
 def test_failure_of_own_scores_changes_no_reply(
-    hospital: Hospital, study: Federation, invitation: Invitation, caplog: pytest.LogCaptureFixture
+    hospital: RehearsedSite,
+    study: Federation,
+    invitation: Invitation,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (hospital.folder / "evaluations").write_text("mine")
     hospital.send(invitation)
@@ -591,7 +536,7 @@ def test_failure_of_own_scores_changes_no_reply(
 
 
 def test_training_keeps_no_own_scores(
-    hospital: Hospital, study: Federation, invitations: tuple[Invitation, Invitation]
+    hospital: RehearsedSite, study: Federation, invitations: tuple[Invitation, Invitation]
 ) -> None:
     training, _ = invitations
     hospital.send(training)
@@ -608,7 +553,7 @@ def test_training_keeps_no_own_scores(
 class Corridor:
     """An engine to hospitals in this process.  `lost` does not answer requests."""
 
-    hospitals: dict[int, Hospital]
+    hospitals: dict[int, RehearsedSite]
     lost: int | None = None
 
     def connect(self, sites: object) -> Any:
@@ -625,7 +570,7 @@ class Corridor:
 
 
 @pytest.fixture
-def hospitals(rehearsed: Path, tmp_path: Path) -> Iterator[dict[int, Hospital]]:
+def hospitals(rehearsed: Path, tmp_path: Path) -> Iterator[dict[int, RehearsedSite]]:
     simulated = simulation(insecure_seeded_secrets=True, threads=1)
     rehearsal.write_rehearsal(simulated.prepare(), tmp_path / "all", engine="inline")
     with contextlib.ExitStack() as stack:
@@ -635,7 +580,7 @@ def hospitals(rehearsed: Path, tmp_path: Path) -> Iterator[dict[int, Hospital]]:
 
 
 def test_deployment_measures_as_the_simulation_does(
-    hospitals: dict[int, Hospital], tmp_path: Path
+    hospitals: dict[int, RehearsedSite], tmp_path: Path
 ) -> None:
     deployed = Federation.read(tmp_path / "all" / "study.toml")
     assert deployed.check_sites(Corridor(hospitals)) == ()
@@ -680,7 +625,7 @@ class Severed(Corridor):
 
 
 def test_hospital_lost_in_training_leaves_scores_of_others(
-    hospitals: dict[int, Hospital], tmp_path: Path
+    hospitals: dict[int, RehearsedSite], tmp_path: Path
 ) -> None:
     deployed = Federation.read(tmp_path / "all" / "study.toml")
     result = deployed.run(tmp_path / "run", engine=Corridor(hospitals, lost=2))
@@ -688,7 +633,7 @@ def test_hospital_lost_in_training_leaves_scores_of_others(
     assert result.evaluation.measured is not None
     assert result.evaluation.measured.contributors == SITES - 1
     assert result.evaluation.weights_sha256 == result.weights_sha256
-    assert [*hospitals[2].spent().values()] == [0, 0]
+    assert [*hospitals[2].charges().values()] == [0, 0]
 
 
 @pytest.mark.slow
@@ -716,7 +661,7 @@ def test_hospital_lost_after_its_charge_leaves_scores_of_others(tmp_path: Path) 
     # Each hospital was charged, the lost one too, and has its own exact figures.
     own = []
     for hospital in hospitals.values():
-        assert [*hospital.spent().values()] == [1, 1]
+        assert [*hospital.charges().values()] == [1, 1]
         (path,) = (hospital.folder / "evaluations").glob("*.json")
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         own.append(json.loads(path.read_text())["scores"])
@@ -735,7 +680,7 @@ def test_hospital_lost_after_its_charge_leaves_scores_of_others(tmp_path: Path) 
 
 
 def test_deployment_evaluates_while_it_trains(
-    hospitals: dict[int, Hospital], tmp_path: Path
+    hospitals: dict[int, RehearsedSite], tmp_path: Path
 ) -> None:
     plan = EvaluationPlan(every=1, parts=("accuracy",))
     twin = simulation(insecure_seeded_secrets=True, threads=1, rounds=2, evaluation=plan)
@@ -754,12 +699,12 @@ def test_deployment_evaluates_while_it_trains(
     assert result.evaluation.measured_by_round == measured.measured_by_round
     for hospital in hospitals.values():
         train, test = hospital.config.accounts
-        assert hospital.spent() == {train: 2, test: 2}
+        assert hospital.charges() == {train: 2, test: 2}
 
 
 @pytest.mark.parametrize("every", [0, 1])
 def test_missing_test_images_end_the_run_before_training(
-    hospitals: dict[int, Hospital], tmp_path: Path, every: int
+    hospitals: dict[int, RehearsedSite], tmp_path: Path, every: int
 ) -> None:
     edit(hospitals[1].folder, test=None)
     hospitals[1].restart()

@@ -1,4 +1,4 @@
-"""A hospital's reception: what it takes part in, what it refuses, and what it never says."""
+"""A site's server: what it takes part in, what it refuses, and what it never says."""
 
 from __future__ import annotations
 
@@ -14,18 +14,17 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 import tomli_w
-from attrs import define, evolve, field
+from attrs import define, evolve
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cohortium import Federation
-from cohortium.data.npz import DATA_FOLDER
+from cohortium.data.location import DATA_FOLDER
 from cohortium.deployment import rehearsal
 from cohortium.deployment.active_runs import IDLE_TIMEOUT, MAX_ACTIVE_RUNS
 from cohortium.deployment.admission import MAX_THREADS, NoEngine
 from cohortium.deployment.log_throttle import MAX_SENTENCES
 from cohortium.deployment.site_config import SiteConfig
-from cohortium.deployment.site_server import SiteServer
 from cohortium.errors import RefusalError, StudyError
 from cohortium.messages.codec import Message, decode, decode_either, encode
 from cohortium.messages.deployment import Acceptance, IdentifyReply, IdentifyRequest, Invitation
@@ -33,24 +32,13 @@ from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.roles.protocols import Dataset
 from cohortium.rounds.coordinator import Coordinator
 from cohortium.runs.invite import build_invitation, collect_versions, invite_sites, invite_to_all
-from cohortium.storage.append_log import FileJournal
 from cohortium.study import study_file, toml
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from cohortium_npz import Npz
 from tests.support.federations import QuadrantImages, tiny_federation
+from tests.support.rehearsed_site import RehearsedSite, changed, copy_site, edit
 from tests.support.study_files import PATHS
-
-SECRET_WORDS = (
-    "data.npz",
-    "site.toml",
-    "/tmp",
-    "ledger.sqlite",
-    "identity.pem",
-    "site-0",
-    "site-1",
-)
-"""What no message may hold: where a hospital keeps things."""
 
 TOO_MANY = max(MAX_THREADS, os.cpu_count() or 0) + 1
 
@@ -75,53 +63,19 @@ def dealt(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def place(dealt: Path, tmp_path: Path) -> Path:
     """A copy of hospital 1 that a test may spoil."""
-    own = tmp_path / "site-1"
-    own.mkdir()
-    for path in (dealt / "site-1").iterdir():
-        if path.is_file():
-            (own / path.name).write_bytes(path.read_bytes())
-            (own / path.name).chmod(0o600)
-    return own
-
-
-@define(eq=False)
-class SiteServerFixture:
-    """A hospital at work."""
-
-    folder: Path
-    now: float = 0.0
-    reception: SiteServer = field(init=False)
-    journal: FileJournal = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
-        site_config = SiteConfig.read(self.folder / "site.toml")
-        self.journal = site_config.open_journal()
-        self.reception = SiteServer(site_config, self.journal, clock=lambda: self.now)
-
-    def send(self, message: Message | bytes, own: bytes = b"") -> Any:
-        data = message if isinstance(message, bytes) else encode(message)
-        reply = self.reception.answer(data, own)
-        for word in SECRET_WORDS:
-            assert word.encode() not in reply
-        return decode_either(reply, Acceptance, Refusal, Reply, IdentifyReply)
+    return copy_site(dealt, tmp_path / "site-1")
 
 
 @pytest.fixture
-def server(place: Path) -> Iterator[SiteServerFixture]:
-    made = SiteServerFixture(place)
+def site(place: Path) -> Iterator[RehearsedSite]:
+    made = RehearsedSite(place)
     yield made
-    made.journal.close()
+    made.stop()
 
 
 def policy(folder: Path, **floors: Any) -> None:
     """Change the policy of a hospital."""
-    path = folder / "site.toml"
-    file = toml.read(path, what="the site file")
-    file["policy"] |= floors
-    path.write_text(tomli_w.dumps(file))
+    edit(folder, policy=floors)
 
 
 @pytest.fixture(scope="module")
@@ -129,26 +83,14 @@ def invitation(dealt: Path) -> Invitation:
     return build_invitation(Federation.read(dealt / "study.toml").prepare())
 
 
-def changed(invitation: Invitation, **changes: dict[str, Any] | None) -> Invitation:
-    """An invitation to a study with other tables; None takes one away."""
-    shared = toml.loads(invitation.study, where="test")
-    for name, values in changes.items():
-        if values is None:
-            del shared[name]
-        else:
-            shared[name] = {**shared.get(name, {}), **values}
-    text = tomli_w.dumps(shared)
-    return Invitation(os.urandom(16), text, invitation.directory, invitation.versions)
-
-
 # --- Taking part ---------------------------------------------------------------------------------
 
 
-def test_site_identifies_itself_with_signature(server: SiteServerFixture, dealt: Path) -> None:
+def test_site_identifies_itself_with_signature(site: RehearsedSite, dealt: Path) -> None:
     from cohortium.crypto.signing import KeyDirectory
 
     challenge = os.urandom(32)
-    present = server.send(IdentifyRequest(challenge))
+    present = site.send(IdentifyRequest(challenge))
     assert present.site == 1
     directory = KeyDirectory.read(dealt / "directory.txt")
     text = IdentifyReply.statement(challenge, 1)
@@ -157,10 +99,10 @@ def test_site_identifies_itself_with_signature(server: SiteServerFixture, dealt:
     assert not directory.verify(2, present.signature, IdentifyReply.statement(challenge, 2))
 
 
-def test_site_accepts_invitation(server: SiteServerFixture, invitation: Invitation) -> None:
-    accepted = server.send(invitation)
+def test_site_accepts_invitation(site: RehearsedSite, invitation: Invitation) -> None:
+    accepted = site.send(invitation)
     assert accepted == Acceptance(invitation.session, 1, 0, {})
-    assert server.send(invitation) == accepted
+    assert site.send(invitation) == accepted
 
 
 @pytest.mark.slow
@@ -182,7 +124,7 @@ def test_deployment_in_process_matches_simulation(
         dataset=dataset, insecure_seeded_secrets=True, threads=1, aggregator="secagg", sites=5
     )
     rehearsal.write_rehearsal(simulated.prepare(), tmp_path / "reh")
-    servers = {n: SiteServerFixture(tmp_path / "reh" / f"site-{n}") for n in range(5)}
+    sites = {n: RehearsedSite(tmp_path / "reh" / f"site-{n}") for n in range(5)}
 
     class Corridor:
         def connect(self, sites: object) -> Any:
@@ -191,11 +133,11 @@ def test_deployment_in_process_matches_simulation(
 
         def exchange(self, broadcast: bytes, per_site: Any, timeout: object = None) -> Any:
             for number, own in per_site.items():
-                yield number, servers[number].reception.answer(broadcast, own)
+                yield number, sites[number].server.answer(broadcast, own)
 
         def close(self) -> None:
-            for server in servers.values():
-                server.journal.close()
+            for site in sites.values():
+                site.stop()
 
     deployed = Federation.read(tmp_path / "reh" / "study.toml")
     result = deployed.run(engine=Corridor())
@@ -204,12 +146,9 @@ def test_deployment_in_process_matches_simulation(
     assert Federation.read(tmp_path / "reh" / "study.toml") == deployed
 
 
-def with_features(place: Path, **keys: Any) -> SiteServerFixture:
-    path = place / "site.toml"
-    file = toml.read(path, what="the site file")
-    file["site"] |= keys
-    path.write_text(tomli_w.dumps(file))
-    return SiteServerFixture(place)
+def with_features(place: Path, **keys: Any) -> RehearsedSite:
+    edit(place, site=keys)
+    return RehearsedSite(place)
 
 
 def features_of(invitation: Invitation) -> Invitation:
@@ -223,28 +162,27 @@ def features_of(invitation: Invitation) -> Invitation:
 
 def test_site_keeps_features_in_its_own_folder(place: Path, invitation: Invitation) -> None:
     invited = features_of(invitation)
-    server = with_features(place, features="features", max_features_gib=1)
+    site = with_features(place, features="features", max_features_gib=1)
     try:
-        assert isinstance(server.send(invited), Acceptance)
+        assert isinstance(site.send(invited), Acceptance)
         (file,) = (place / "features").iterdir()
         first = file.stat().st_ino
-        server.journal.close()
-        server.restart()
-        assert isinstance(server.send(features_of(invitation)), Acceptance)
+        site.restart()
+        assert isinstance(site.send(features_of(invitation)), Acceptance)
         assert (place / "features" / file.name).stat().st_ino == first
     finally:
-        server.journal.close()
+        site.stop()
 
 
 def test_unusable_feature_folder_is_explained_in_log_only(
     place: Path, invitation: Invitation, caplog: pytest.LogCaptureFixture
 ) -> None:
     (place / "features").write_text("a file")
-    server = with_features(place, features="features")
+    site = with_features(place, features="features")
     try:
-        found = sentence(server, features_of(invitation))
+        found = sentence(site, features_of(invitation))
     finally:
-        server.journal.close()
+        site.stop()
     assert found == ("site-error", "the site's own files do not serve; its log says why.")
     assert "the folder of features" in caplog.text
 
@@ -252,8 +190,8 @@ def test_unusable_feature_folder_is_explained_in_log_only(
 # --- What is refused -----------------------------------------------------------------------------
 
 
-def sentence(server: SiteServerFixture, message: Message) -> tuple[str, str]:
-    refusal = server.send(message)
+def sentence(site: RehearsedSite, message: Message) -> tuple[str, str]:
+    refusal = site.send(message)
     assert isinstance(refusal, Refusal), refusal
     assert len(refusal.reason) <= 1000
     return refusal.code, refusal.reason
@@ -322,7 +260,7 @@ def sentence(server: SiteServerFixture, message: Message) -> tuple[str, str]:
     ],
 )
 def test_unacceptable_invitation_is_refused_with_code(
-    server: SiteServerFixture,
+    site: RehearsedSite,
     invitation: Invitation,
     changes: dict[str, Any],
     code: str,
@@ -336,10 +274,10 @@ def test_unacceptable_invitation_is_refused_with_code(
         message = evolved(bare, text)
     else:
         message = changed(invitation, **changes)
-    found, reason = sentence(server, message)
+    found, reason = sentence(site, message)
     assert found == code
     assert words in reason
-    assert not list((server.folder / "runs").glob("*"))
+    assert not list((site.folder / "runs").glob("*"))
 
 
 def evolved(invitation: Invitation, text: str) -> Invitation:
@@ -361,11 +299,11 @@ def test_missing_class_is_explained_in_log_only(
     for name in ("train_images", "train_labels"):
         held[name] = held[name][kept]
     np.savez(place / "data.npz", **held)
-    server = SiteServerFixture(place)
+    site = RehearsedSite(place)
     try:
-        code, reason = sentence(server, invitation)
+        code, reason = sentence(site, invitation)
     finally:
-        server.journal.close()
+        site.stop()
     assert (code, "another type, shape" in reason) == ("data", True)
     why, refused = caplog.messages
     assert refused == f"refused (data): {reason}"
@@ -373,17 +311,15 @@ def test_missing_class_is_explained_in_log_only(
     assert "(a, b, c)" not in reason
 
 
-def test_a_study_without_privacy_is_refused(
-    server: SiteServerFixture, invitation: Invitation
-) -> None:
+def test_a_study_without_privacy_is_refused(site: RehearsedSite, invitation: Invitation) -> None:
     bare = changed(invitation, privatizer=None)
     text = bare.study + '\n[privatizer]\nname = "none"\n'
-    assert sentence(server, evolved(bare, text))[0] == "policy.epsilon"
+    assert sentence(site, evolved(bare, text))[0] == "policy.epsilon"
 
 
 def test_only_code_named_by_policy_is_used(place: Path, invitation: Invitation) -> None:
     policy(place, allowed_local_values=["tests.support.federations:SmallConvNet"])
-    server = SiteServerFixture(place)
+    site = RehearsedSite(place)
     try:
         bare = changed(invitation, model=None)
         for module, accepted in (
@@ -392,10 +328,10 @@ def test_only_code_named_by_policy_is_used(place: Path, invitation: Invitation) 
             ("subprocess:run", False),
         ):
             text = bare.study + f'\n[model]\nname = "module"\nmodule = "{module}"\n'
-            answer = server.send(evolved(changed(bare), text))
+            answer = site.send(evolved(changed(bare), text))
             assert isinstance(answer, Acceptance) == accepted
     finally:
-        server.journal.close()
+        site.stop()
 
 
 BROKEN = """
@@ -436,11 +372,11 @@ def test_unbuildable_network_is_explained_in_log_only(
     monkeypatch.syspath_prepend(tmp_path / "installed")
     monkeypatch.delitem(sys.modules, "planted_net", raising=False)
     policy(place, allowed_local_values=[code])
-    server = SiteServerFixture(place)
+    site = RehearsedSite(place)
     try:
         bare = changed(invitation, model=None)
         text = bare.study + f'\n[model]\nname = "module"\nmodule = "{code}"\n'
-        answer = sentence(server, evolved(bare, text))
+        answer = sentence(site, evolved(bare, text))
         assert answer == (
             "network", "the site cannot make or train the network; its log says why.",
         )  # fmt: skip
@@ -449,7 +385,7 @@ def test_unbuildable_network_is_explained_in_log_only(
         assert words in told
         assert "\n" not in told
     finally:
-        server.journal.close()
+        site.stop()
 
 
 def test_study_module_folder_is_refused_by_site(
@@ -458,14 +394,14 @@ def test_study_module_folder_is_refused_by_site(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sent_net.py").write_text("raise AssertionError('it was imported')")
     policy(place, allowed_local_values=["sent_net:Net"])
-    server = SiteServerFixture(place)
+    site = RehearsedSite(place)
     try:
         bare = changed(invitation, model=None)
         table = {"name": "module", "module": "sent_net:Net", "folder": "."}
         text = bare.study + tomli_w.dumps({"model": table})
-        assert sentence(server, evolved(bare, text))[0] == "policy.allowed_local_values"
+        assert sentence(site, evolved(bare, text))[0] == "policy.allowed_local_values"
     finally:
-        server.journal.close()
+        site.stop()
     assert "sent_net" not in sys.modules
 
 
@@ -494,7 +430,7 @@ def test_plugin_outside_policy_is_never_built(
     import cohortium_cnn
 
     policy(place, allowed_plugins=["fedsgd", "gaussian", "plain", "descriptor"])
-    server = SiteServerFixture(place)
+    site = RehearsedSite(place)
 
     def made(self: object) -> None:
         raise AssertionError("made")
@@ -502,26 +438,26 @@ def test_plugin_outside_policy_is_never_built(
     monkeypatch.setattr(cohortium_cnn.CNN, "__attrs_post_init__", made, raising=False)
     monkeypatch.setattr(cohortium_cnn.CNN, "build", made)
     try:
-        code, reason = sentence(server, invitation)
+        code, reason = sentence(site, invitation)
         assert code == "policy.allowed_plugins"
         assert "cnn" in reason
         assert "descriptor" not in reason
     finally:
-        server.journal.close()
+        site.stop()
 
 
 def test_version_difference_is_refused_or_reported(
-    server: SiteServerFixture, invitation: Invitation
+    site: RehearsedSite, invitation: Invitation
 ) -> None:
     for name in ("cohortium", "plugin fedsgd"):
         other = Invitation(
             os.urandom(16), invitation.study, "", {**invitation.versions, name: "0.0.1"}
         )
-        code, reason = sentence(server, other)
+        code, reason = sentence(site, other)
         assert code == "versions"
         assert f"the coordinator has {name} 0.0.1" in reason
     other = Invitation(os.urandom(16), invitation.study, "", {**invitation.versions, "torch": "1"})
-    assert server.send(other).versions == {"torch": invitation.versions["torch"]}
+    assert site.send(other).versions == {"torch": invitation.versions["torch"]}
 
 
 def test_unpinned_key_directory_is_refused(place: Path, invitation: Invitation) -> None:
@@ -529,75 +465,72 @@ def test_unpinned_key_directory_is_refused(place: Path, invitation: Invitation) 
     from cohortium.plugin import Randomness
 
     theirs = KeyDirectory(tuple(SigningKey.generate(Randomness.system()).public for _ in range(3)))
-    server = SiteServerFixture(place)
+    site = RehearsedSite(place)
     try:
         message = Invitation(os.urandom(16), invitation.study, str(theirs), invitation.versions)
-        assert sentence(server, message)[0] == "policy.directory"
+        assert sentence(site, message)[0] == "policy.directory"
         garbage = Invitation(os.urandom(16), invitation.study, "hello", invitation.versions)
-        assert server.send(garbage).code == "site-error"
+        assert site.send(garbage).code == "site-error"
     finally:
-        server.journal.close()
+        site.stop()
 
 
 def test_site_data_error_is_explained_in_log_only(
     place: Path, invitation: Invitation, caplog: pytest.LogCaptureFixture
 ) -> None:
-    server = SiteServerFixture(place)
+    site = RehearsedSite(place)
     try:
         (place / "data.npz").write_bytes(b"garbage")
-        assert sentence(server, invitation) == (
+        assert sentence(site, invitation) == (
             "site-error",
             "the site's own files do not serve; its log says why.",
         )
         assert any("data.npz" in told for told in caplog.messages)
     finally:
-        server.journal.close()
+        site.stop()
 
 
 def test_missing_ledger_refuses_invitation(place: Path, invitation: Invitation) -> None:
-    server = SiteServerFixture(place)
+    site = RehearsedSite(place)
     try:
         (place / "ledger.sqlite").unlink()
-        assert sentence(server, invitation)[0] == "ledger"
+        assert sentence(site, invitation)[0] == "ledger"
         assert not (place / "ledger.sqlite").exists()
     finally:
-        server.journal.close()
+        site.stop()
 
 
 # --- Who else speaks -----------------------------------------------------------------------------
 
 
-def test_second_study_for_session_is_refused(
-    server: SiteServerFixture, invitation: Invitation
-) -> None:
-    assert isinstance(server.send(invitation), Acceptance)
+def test_second_study_for_session_is_refused(site: RehearsedSite, invitation: Invitation) -> None:
+    assert isinstance(site.send(invitation), Acceptance)
     other = changed(invitation, federation={"rounds": 1})
     same = Invitation(invitation.session, other.study, "", invitation.versions)
-    assert sentence(server, same)[0] == "session"
-    server.journal.close()
-    server.restart()
-    assert sentence(server, same)[0] == "session"
-    assert isinstance(server.send(invitation), Acceptance)
+    assert sentence(site, same)[0] == "session"
+    site.restart()
+    assert sentence(site, same)[0] == "session"
+    assert isinstance(site.send(invitation), Acceptance)
 
 
-def test_request_without_invitation_is_refused(server: SiteServerFixture) -> None:
-    code, reason = sentence(server, Request(os.urandom(16), 0, 0, 0, memoryview(b""), b""))
+def test_request_without_invitation_is_refused(site: RehearsedSite) -> None:
+    code, reason = sentence(site, Request(os.urandom(16), 0, 0, 0, memoryview(b""), b""))
     assert (code, reason) == ("session", "this site has not been invited to the run.")
 
 
 def test_active_run_limit_refuses_new_invitations(
-    server: SiteServerFixture, invitation: Invitation
+    site: RehearsedSite, invitation: Invitation
 ) -> None:
     def fresh() -> Invitation:
         return Invitation(os.urandom(16), invitation.study, "", invitation.versions)
 
     runs = [fresh() for _ in range(MAX_ACTIVE_RUNS)]
     for run in runs:
-        assert isinstance(server.send(run), Acceptance)
-    assert sentence(server, fresh())[0] == "busy"
-    assert isinstance(server.send(runs[0]), Acceptance)
-    server.now += IDLE_TIMEOUT
-    assert isinstance(server.send(fresh()), Acceptance)
+        assert isinstance(site.send(run), Acceptance)
+    assert sentence(site, fresh())[0] == "busy"
+    assert isinstance(site.send(runs[0]), Acceptance)
+    site.now += IDLE_TIMEOUT
+    assert isinstance(site.send(fresh()), Acceptance)
 
 
 @settings(
@@ -605,20 +538,20 @@ def test_active_run_limit_refuses_new_invitations(
 )
 @given(broadcast=st.binary(max_size=200), own=st.binary(max_size=50), cut=st.integers(0, 400))
 def test_hostile_bytes_are_answered_with_a_refusal(
-    server: SiteServerFixture, invitation: Invitation, broadcast: bytes, own: bytes, cut: int
+    site: RehearsedSite, invitation: Invitation, broadcast: bytes, own: bytes, cut: int
 ) -> None:
     whole = encode(invitation)
-    assert isinstance(server.send(broadcast, own), Refusal)
-    assert isinstance(server.send(whole[: cut % len(whole)] + broadcast, own), Refusal)
+    assert isinstance(site.send(broadcast, own), Refusal)
+    assert isinstance(site.send(whole[: cut % len(whole)] + broadcast, own), Refusal)
 
 
 def test_refusal_flood_writes_bounded_log(
-    server: SiteServerFixture, caplog: pytest.LogCaptureFixture
+    site: RehearsedSite, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = len(caplog.messages)
     for _ in range(10 * MAX_SENTENCES):
-        assert isinstance(decode(server.reception.answer(b"no", b""), Refusal), Refusal)
-    server.reception.close()
+        assert isinstance(decode(site.server.answer(b"no", b""), Refusal), Refusal)
+    site.server.close()
     told = caplog.messages[before:]
     assert len(told) == MAX_SENTENCES + 1
     assert told[-1] == f"{9 * MAX_SENTENCES} more refusals in the last minute."
@@ -666,15 +599,15 @@ def test_warmed_site_answers_without_new_imports(
 @given(text=st.text(max_size=200))
 @example(text="# none")
 def test_hostile_studies_are_answered_with_a_refusal(
-    server: SiteServerFixture, invitation: Invitation, text: str
+    site: RehearsedSite, invitation: Invitation, text: str
 ) -> None:
     own = toml.loads(invitation.study, where="test")
     for study_text in (text, invitation.study + text):
         message = Invitation(os.urandom(16), study_text, "", invitation.versions)
-        answer = server.send(message)
+        answer = site.send(message)
         # A comment changes nothing.
         assert isinstance(answer, Refusal) or toml.loads(study_text, where="test") == own
-        server.now += IDLE_TIMEOUT
+        site.now += IDLE_TIMEOUT
 
 
 # --- A restart -----------------------------------------------------------------------------------
@@ -687,37 +620,35 @@ def coordinator_of(invitation: Invitation) -> Coordinator:
     return Coordinator(evolve(ready.run_config, session=invitation.session))
 
 
-def begun(server: SiteServerFixture, invitation: Invitation) -> tuple[bytes, bytes]:
+def begun(site: RehearsedSite, invitation: Invitation) -> tuple[bytes, bytes]:
     """The first request of the run, and the hospital's answer."""
     coordinator = coordinator_of(invitation)
     coordinator.begin_attempt(0, 0, range(3))
     requests = coordinator.next_requests()
-    assert isinstance(server.send(invitation), Acceptance)
-    return requests.broadcast, server.reception.answer(requests.broadcast, requests.per_site[1])
+    assert isinstance(site.send(invitation), Acceptance)
+    return requests.broadcast, site.server.answer(requests.broadcast, requests.per_site[1])
 
 
 def test_restarted_site_repeats_same_bytes(
-    server: SiteServerFixture, invitation: Invitation, caplog: pytest.LogCaptureFixture
+    site: RehearsedSite, invitation: Invitation, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "cohortium")
-    request, reply = begun(server, invitation)
+    request, reply = begun(site, invitation)
     assert isinstance(decode_either(reply, Reply, Refusal), Reply)
-    assert server.reception.answer(request, b"") == reply
-    server.journal.close()
-    server.restart()
-    assert server.reception.answer(request, b"") == reply
+    assert site.server.answer(request, b"") == reply
+    site.restart()
+    assert site.server.answer(request, b"") == reply
     assert any("takes part again" in told for told in caplog.messages)
 
 
 def test_restarted_site_does_not_repeat_attempt(
-    server: SiteServerFixture, invitation: Invitation
+    site: RehearsedSite, invitation: Invitation
 ) -> None:
-    request, reply = begun(server, invitation)
-    folder = server.folder / "runs" / invitation.session.hex()
+    request, reply = begun(site, invitation)
+    folder = site.folder / "runs" / invitation.session.hex()
     (folder / "reply").unlink()  # as if the machine had gone down before it was kept
-    server.journal.close()
-    server.restart()
-    refusal = decode_either(server.reception.answer(request, b""), Reply, Refusal)
+    site.restart()
+    refusal = decode_either(site.server.answer(request, b""), Reply, Refusal)
     assert isinstance(refusal, Refusal)
     assert refusal.code == "out-of-order"
     assert reply
@@ -733,13 +664,13 @@ def filled(*_: object) -> NoReturn:
 
 @pytest.mark.parametrize("call", ["write", "posix_fallocate"])
 def test_full_disk_refuses_without_charge(
-    server: SiteServerFixture, invitation: Invitation, monkeypatch: pytest.MonkeyPatch, call: str
+    site: RehearsedSite, invitation: Invitation, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     coordinator = coordinator_of(invitation)
-    assert isinstance(server.send(invitation), Acceptance)
+    assert isinstance(site.send(invitation), Acceptance)
 
     def charged() -> int:
-        site_config = SiteConfig.read(server.folder / "site.toml")
+        site_config = SiteConfig.read(site.folder / "site.toml")
         with site_config.account.ledger.read_transaction() as book:
             return sum(book.charge_counts(site_config.dataset_id).values())
 
@@ -749,23 +680,23 @@ def test_full_disk_refuses_without_charge(
         with monkeypatch.context() as patch:
             if is_full:
                 patch.setattr(os, call, filled)
-            answer = server.send(broadcast)
+            answer = site.send(broadcast)
         assert isinstance(answer, Refusal) == is_full, answer
         assert not is_full or "cannot be" in answer.reason
         assert charged() == attempt
 
 
 def test_unwritable_trainer_state_is_found_before_charge(
-    server: SiteServerFixture, invitation: Invitation, caplog: pytest.LogCaptureFixture
+    site: RehearsedSite, invitation: Invitation, caplog: pytest.LogCaptureFixture
 ) -> None:
     shared = toml.loads(invitation.study, where="test") | {"trainer": {"name": "fedmic"}}
     keeping = evolved(invitation, tomli_w.dumps(shared))
     # The folder of states is a file; under the unit of docs/deploy it may be one to read only.
-    (server.folder / "states").write_text("mine")
-    code, _ = sentence(server, keeping)
+    (site.folder / "states").write_text("mine")
+    code, _ = sentence(site, keeping)
     assert code == "site-error"
     assert "the folder of states does not take them: File exists" in caplog.messages[0]
-    assert (server.folder / "states").read_text() == "mine"
+    assert (site.folder / "states").read_text() == "mine"
 
 
 # --- The coordinator's side ----------------------------------------------------------------------

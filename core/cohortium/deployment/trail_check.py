@@ -1,0 +1,242 @@
+"""Check of a site's trail, and its entries for people.
+
+`Guarantees:` of the check are those of `storage.hash_chain`, with the site's signatures.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import TYPE_CHECKING
+
+import msgspec
+from attrs import define, field, frozen
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from cohortium.deployment import trail_entries as entries
+from cohortium.errors import RecordError, RequestError
+from cohortium.storage.hash_chain import links
+
+if TYPE_CHECKING:
+    import datetime as dt
+    from collections.abc import Collection
+    from pathlib import Path
+    from typing import BinaryIO
+
+    from cohortium.deployment.trail_entries import AnyEntry, SignedHead
+    from cohortium.storage.hash_chain import Head, Link
+
+SHORT = 12
+"""Digits of a hash that are shown to people."""
+
+
+@frozen(kw_only=True)
+class CheckedTrail:
+    """A trail without alteration.
+
+    Attributes:
+        head: Its head.
+        keys: Keys that have signed it, in order. "" if lines were unsigned.
+        counts: Number of entries of each kind.
+        is_torn: Whether a crash has interrupted the writing of another line.
+        set_back: Lines before whose time the clock was set back.
+        heads: Heads of other sites' trails that were noted in it.
+    """
+
+    head: SignedHead
+    keys: tuple[str, ...]
+    counts: dict[str, int]
+    is_torn: bool
+    set_back: tuple[int, ...]
+    heads: tuple[entries.HeadNoted, ...]
+
+
+def check_trail(
+    path: Path, trusted: Collection[bytes] | None = None, *, contains: SignedHead | None = None
+) -> CheckedTrail:
+    """Check every line of a trail: its form, its hash and its signature.
+
+    Args:
+        path: The file. It may be in use.
+        trusted: Present public keys of its site, one of which must have signed the last line. None
+            takes the key that the trail names, for which nobody vouches.
+        contains: A head that was noted before, which the trail must contain.
+
+    Raises:
+        RecordError: A line was altered, removed, repeated or moved. Or the trail is of another site
+            or another key, or does not contain the head.
+    """
+    try:
+        with path.open("rb") as file:
+            return check_lines(file, trusted, contains=contains)
+    except OSError as error:
+        raise RecordError(f"cannot read the trail {path}: {error.strerror}.") from error
+    except RecordError as error:
+        raise RecordError(f"the trail {path}: {error}") from error
+
+
+def check_lines(
+    file: BinaryIO, trusted: Collection[bytes] | None = None, *, contains: SignedHead | None = None
+) -> CheckedTrail:
+    """Check every line of an open trail, as `check_trail` does.
+
+    Raises:
+        RecordError: As for `check_trail`, without the file's name.
+    """
+    return _Check(trusted, contains).run(file)
+
+
+@define(eq=False)
+class _Check:
+    """One check of a trail. Hashes first, because signatures take longer."""
+
+    trusted: Collection[bytes] | None
+    contains: SignedHead | None
+    site: int = -1
+    keys: list[str] = field(factory=list)
+    counts: dict[str, int] = field(factory=dict)
+    set_back: list[int] = field(factory=list)
+    heads: list[entries.HeadNoted] = field(factory=list)
+    _signed: list[tuple[Head, bytes, str]] = field(factory=list)
+    _is_contained: bool = False
+
+    def run(self, file: BinaryIO) -> CheckedTrail:
+        """Check all lines."""
+        latest: dt.datetime | None = None
+        last: Link | None = None
+        end = 0
+        for link in links(file):
+            end = file.tell()
+            last, entry, number = link, entries.decode_entry(link), link.head.number
+            if (number == 1) != isinstance(entry, entries.Opened):
+                raise RecordError(f"line {number} is not where a trail begins.")
+            if isinstance(entry, entries.Opened):
+                self.site = entry.site
+            if isinstance(entry, entries.Opened | entries.KeyChanged):
+                self._take_key(entry.key, number)
+            elif isinstance(entry, entries.HeadNoted):
+                self.heads.append(entry)
+            if latest is not None and entry.at < latest:
+                self.set_back.append(number)
+            latest = entry.at
+            kind = str(entry.__struct_config__.tag)
+            self.counts[kind] = self.counts.get(kind, 0) + 1
+            self._signed.append((link.head, link.signature, self.keys[-1]))
+            if self.contains is not None and self.contains.head == link.head:
+                self._is_contained = True
+        if last is None:
+            raise RecordError("it has no line.")
+        self._verify()
+        self._require_contained(last.head)
+        return CheckedTrail(
+            head=entries.SignedHead(self.site, last.head, last.signature),
+            keys=tuple(self.keys),
+            counts=self.counts,
+            is_torn=file.seek(0, 2) > end,
+            set_back=tuple(self.set_back),
+            heads=tuple(self.heads),
+        )
+
+    def _take_key(self, key: str, number: int) -> None:
+        if self.keys and not key:
+            raise RecordError(f"line {number} ends the signatures, which no site does.")
+        self.keys.append(key)
+
+    def _verify(self) -> None:
+        """Verify the signatures of all lines, the last of which covers all lines before it."""
+        known = None if self.trusted is None else {key.hex() for key in self.trusted} or {""}
+        if known is not None and self.keys[-1] not in known:
+            by = f"signed by the key {self.keys[-1][:16]}…" if self.keys[-1] else "unsigned"
+            raise RecordError(f"its last line is {by}, which is not the site's present key.")
+        for head, signature, key in self._signed:
+            if not _is_signed(head, signature, key):
+                raise RecordError(f"the signature of line {head.number} is not the site's.")
+
+    def _require_contained(self, last: Head) -> None:
+        wanted = self.contains
+        if wanted is None:
+            return
+        if wanted.site != self.site:
+            raise RecordError(f"it is the trail of site {self.site}, not {wanted.site}.")
+        if wanted.head.number > last.number:
+            raise RecordError(
+                f"its last line is {last.number}, and line {wanted.head.number} was noted: lines "
+                "at its end were removed."
+            )
+        if not self._is_contained:
+            raise RecordError(
+                f"line {wanted.head.number} is another than the one that was noted: the trail was "
+                "rewritten."
+            )
+
+
+def _is_signed(head: Head, signature: bytes, key: str) -> bool:
+    if not key:
+        return not signature
+    try:
+        Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)).verify(signature, head.signed_text)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def is_signed_by(noted: SignedHead, keys: Collection[bytes]) -> bool:
+    """Return whether one of `keys` has signed a head."""
+    return any(_is_signed(noted.head, noted.signature, key.hex()) for key in keys)
+
+
+def last_entries(path: Path, number: int) -> list[tuple[int, str]]:
+    """Return the numbers and sentences of the last lines of a trail.
+
+    Raises:
+        RecordError: A line was altered, or the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            kept = deque(links(file), maxlen=number)
+    except OSError as error:
+        raise RecordError(f"cannot read the trail {path}: {error.strerror}.") from error
+    return [(link.head.number, _sentence(entries.decode_entry(link))) for link in kept]
+
+
+def released_in(path: Path, key: bytes, digits: str) -> tuple[bytes, int]:
+    """Return a run's session and the number of releases in it, as a site's trail has them.
+
+    Args:
+        path: The trail, which is checked first.
+        key: Present public key of the site.
+        digits: First digits of the session.
+
+    Raises:
+        RecordError: A line was altered, or the file cannot be read.
+        RequestError: The site has made no release in such a run, or in several.
+    """
+    check_trail(path, (key,))
+    found: Counter[str] = Counter()
+    with path.open("rb") as file:
+        for link in links(file):
+            entry = entries.decode_entry(link)
+            if isinstance(entry, entries.Answered) and entry.session.startswith(digits):
+                found[entry.session] += entry.has_release
+    runs = [session for session, releases in found.items() if releases]
+    if len(runs) != 1:
+        raise RequestError(
+            f"the trail has releases in {len(runs)} runs whose session begins with those digits; "
+            "`cohortium trail` shows the sessions."
+        )
+    return bytes.fromhex(runs[0]), found[runs[0]]
+
+
+def _sentence(entry: AnyEntry) -> str:
+    """Return an entry for people: its time, its kind and its facts."""
+    facts = msgspec.to_builtins(entry)
+    del facts["at"], facts["event"]
+    told = ", ".join(f"{name} {_short(value)}" for name, value in facts.items() if value != "")
+    kind = str(entry.__struct_config__.tag).replace("-", " ")
+    return f"{entry.at:%Y-%m-%d %H:%M:%S}  {kind}" + (f": {told}" if told else "")
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    is_hash = len(text) > SHORT and all(c in "0123456789abcdef" for c in text)
+    return f"{text[:SHORT]}…" if is_hash else text
