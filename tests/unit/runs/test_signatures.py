@@ -247,7 +247,11 @@ def test_key_of_a_site_is_refused_before_the_first_round(tmp_path: Path) -> None
 
 def test_command_signs_what_it_runs(tmp_path: Path) -> None:
     file, folder = tmp_path / "study.toml", tmp_path / "run"
-    file.write_text(f"{PARTS}[federation]\nsites = 2\nrounds = 1\n[privatizer]\nname = 'none'\n[aggregator]\nname = 'plain'\n")
+    others = {
+        "federation": {"sites": 2, "rounds": 1}, "privatizer": {"name": "none"},
+        "aggregator": {"name": "plain"},
+    }  # fmt: skip
+    file.write_text(PARTS + tomli_w.dumps(others))
     key = tmp_path / "lead.pem"
     arguments = ("run", str(file), "--out", str(folder), "--quiet", "--sign-with", str(key))
     with pytest.raises(IdentityError, match="cannot read the key"):
