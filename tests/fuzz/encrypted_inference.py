@@ -12,7 +12,7 @@ from unittest import mock
 
 import numpy as np
 
-from cohortium.errors import MessageError, RunError
+from cohortium.errors import MessageError, RequestError, RunError
 from cohortium.inference.encrypted import protocol, scheme, service
 from cohortium.inference.encrypted.client import EncryptedClassifier
 from cohortium.inference.encrypted.endpoint import ANSWER
@@ -176,5 +176,5 @@ def answer(rng: Random) -> None:
     assert outputs.shape == (CLASSES,)
 
 
-ERRORS = (MessageError, RunError)
+ERRORS = (MessageError, RunError, RequestError)
 """How each side refuses."""

@@ -52,8 +52,10 @@ class AuditTrail:
 
         An entry has no patient data, no reason of a refusal, and no part of an answer but its hash.
 
-        However many refusals a caller provokes, a bounded number of entries a minute tell of them.
-        The next one has the number of the others.
+        However many refusals or identify replies a caller provokes, a bounded number of entries a
+        minute tell of them. The next one has the number of the others.
+
+        Nothing is added to a trail whose last line the key in force has not signed.
     """
 
     def __init__(
@@ -78,10 +80,10 @@ class AuditTrail:
             RunError: The file is no trail, was altered, or cannot be used.
             RefusalError: It cannot be written.
         """
-        self._now, self._clock = now, clock
+        self._now = now
         self._in_force: str | None = None
-        self._begun, self._num_refusals = -SPAN_SECONDS, 0
-        self._omitted = 0
+        self._last: Link | None = None
+        self._refusals, self._identities = _Bounded(clock), _Bounded(clock)
         self._chain = HashChain(path, None if key is None else key.sign, self._see)
         try:
             self._open(path, site, "" if key is None else key.public.hex())
@@ -91,6 +93,13 @@ class AuditTrail:
 
     def _open(self, path: Path, site: int, public: str) -> None:
         """Begin the trail, or record another key."""
+        last = self._last
+        if last is not None and not _is_signed(last.head, last.signature, self._in_force or ""):
+            # A signature of the next line would vouch for this one.
+            raise RunError(
+                f"the trail {path}: the signature of its last line, {last.head.number}, is not "
+                "the site's; keep the file, and name another one for a new trail."
+            )
         if self._in_force is None:
             self.write(
                 entries.Opened(
@@ -150,15 +159,16 @@ class AuditTrail:
 
     def refused(self, session: bytes) -> None:
         """Record a refusal, or count it."""
-        moment = self._clock()
-        if moment - self._begun >= SPAN_SECONDS:
-            self._begun, self._num_refusals = moment, 0
-        if self._num_refusals >= MAX_SENTENCES:
-            self._omitted += 1
-            return
-        self._num_refusals += 1
-        self.write(entries.Refused(at=self._now(), session=session.hex(), omitted=self._omitted))
-        self._omitted = 0
+        if self._refusals.has_room():
+            omitted = self._refusals.omitted
+            self.write(entries.Refused(at=self._now(), session=session.hex(), omitted=omitted))
+            self._refusals.omitted = 0
+
+    def identified(self) -> None:
+        """Record an identify reply before it leaves, or count it."""
+        if self._identities.has_room():
+            self.write(entries.Identified(at=self._now(), omitted=self._identities.omitted))
+            self._identities.omitted = 0
 
     def noted(self, other: SignedHead) -> None:
         """Record the head of another site's trail."""
@@ -176,11 +186,38 @@ class AuditTrail:
         self._chain.close()
 
     def _see(self, link: Link) -> None:
-        """Note the key in force."""
+        """Note the last line, and the key in force."""
+        self._last = link
         if b'"key":' in link.entry:
             entry = entries.decode_entry(link)
             if isinstance(entry, entries.Opened | entries.KeyChanged):
                 self._in_force = entry.key
+
+
+@define(eq=False)
+class _Bounded:
+    """Entries of one kind, of which there are at most so many a minute.
+
+    Attributes:
+        clock: Returns seconds since any fixed moment.
+        omitted: Number of those without an entry since the last one.
+    """
+
+    clock: Callable[[], float]
+    omitted: int = 0
+    _begun: float = field(default=-SPAN_SECONDS, init=False)
+    _written: int = field(default=0, init=False)
+
+    def has_room(self) -> bool:
+        """Return whether another entry may be written, or count one more without."""
+        moment = self.clock()
+        if moment - self._begun >= SPAN_SECONDS:
+            self._begun, self._written = moment, 0
+        if self._written >= MAX_SENTENCES:
+            self.omitted += 1
+            return False
+        self._written += 1
+        return True
 
 
 @frozen(kw_only=True)
@@ -190,6 +227,7 @@ class CheckedTrail:
     Attributes:
         head: Its head.
         keys: Keys that have signed it, in order. "" if lines were unsigned.
+        changes: Lines from which each of `keys` but the first signs.
         counts: Number of entries of each kind.
         is_torn: Whether a crash has interrupted the writing of another line.
         set_back: Lines before whose time the clock was set back.
@@ -198,6 +236,7 @@ class CheckedTrail:
 
     head: SignedHead
     keys: tuple[str, ...]
+    changes: tuple[int, ...]
     counts: dict[str, int]
     is_torn: bool
     set_back: tuple[int, ...]
@@ -205,7 +244,11 @@ class CheckedTrail:
 
 
 def check_trail(
-    path: Path, trusted: Collection[bytes] | None = None, *, contains: SignedHead | None = None
+    path: Path,
+    trusted: Collection[bytes] | None = None,
+    *,
+    contains: SignedHead | None = None,
+    replaced: Collection[bytes] | None = None,
 ) -> CheckedTrail:
     """Check every line of a trail: its form, its hash and its signature.
 
@@ -214,6 +257,8 @@ def check_trail(
         trusted: Present public keys of its site, one of which must have signed the last line. None
             takes the key that the trail names, for which nobody vouches.
         contains: A head that was noted before, which the trail must contain.
+        replaced: Earlier public keys of its site. If another key than these and the present ones
+            has signed lines, the trail is refused. None takes any key, for which nobody vouches.
 
     Raises:
         RecordError: A line was altered, removed, repeated or moved. Or the trail is of another site
@@ -221,7 +266,7 @@ def check_trail(
     """
     try:
         with path.open("rb") as file:
-            return check_lines(file, trusted, contains=contains)
+            return check_lines(file, trusted, contains=contains, replaced=replaced)
     except OSError as error:
         raise RecordError(f"cannot read the trail {path}: {error.strerror}.") from error
     except RecordError as error:
@@ -229,14 +274,18 @@ def check_trail(
 
 
 def check_lines(
-    file: BinaryIO, trusted: Collection[bytes] | None = None, *, contains: SignedHead | None = None
+    file: BinaryIO,
+    trusted: Collection[bytes] | None = None,
+    *,
+    contains: SignedHead | None = None,
+    replaced: Collection[bytes] | None = None,
 ) -> CheckedTrail:
     """Check every line of an open trail, as `check_trail` does.
 
     Raises:
         RecordError: As for `check_trail`, without the file's name.
     """
-    return _Check(trusted, contains).run(file)
+    return _Check(trusted, contains, replaced).run(file)
 
 
 @define(eq=False)
@@ -245,7 +294,9 @@ class _Check:
 
     trusted: Collection[bytes] | None
     contains: SignedHead | None
+    replaced: Collection[bytes] | None
     site: int = -1
+    changes: list[int] = field(factory=list)
     keys: list[str] = field(factory=list)
     counts: dict[str, int] = field(factory=dict)
     set_back: list[int] = field(factory=list)
@@ -284,6 +335,7 @@ class _Check:
         return CheckedTrail(
             head=entries.SignedHead(self.site, last.head, last.signature),
             keys=tuple(self.keys),
+            changes=tuple(self.changes),
             counts=self.counts,
             is_torn=file.seek(0, 2) > end,
             set_back=tuple(self.set_back),
@@ -293,6 +345,8 @@ class _Check:
     def _take_key(self, key: str, number: int) -> None:
         if self.keys and not key:
             raise RecordError(f"line {number} ends the signatures, which no site does.")
+        if self.keys:
+            self.changes.append(number)
         self.keys.append(key)
 
     def _verify(self) -> None:
@@ -301,6 +355,14 @@ class _Check:
         if known is not None and self.keys[-1] not in known:
             by = f"signed by the key {self.keys[-1][:16]}…" if self.keys[-1] else "unsigned"
             raise RecordError(f"its last line is {by}, which is not the site's present key.")
+        if self.replaced is not None and self.trusted is not None:
+            allowed = {key.hex() for key in (*self.trusted, *self.replaced)} | {""}
+            for start, key in zip((1, *self.changes), self.keys, strict=True):
+                if key not in allowed:
+                    raise RecordError(
+                        f"lines from {start} on are signed by the key {key[:16]}…, which the "
+                        "directory has neither as the site's key nor as a revoked one of it."
+                    )
         for head, signature, key in self._signed:
             if not _is_signed(head, signature, key):
                 raise RecordError(f"the signature of line {head.number} is not the site's.")

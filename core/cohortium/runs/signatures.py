@@ -217,11 +217,18 @@ def seen_signatures(
 def summarize(seen: Sequence[SeenSignature], *, covers_weights: bool = True) -> str:
     """Return whose signatures were seen, in one sentence, or "" without any.
 
+    It names the key of a signer for whom no directory vouches, because anybody can sign with some
+    key as the coordinator.
+
     Args:
         seen: The signatures.
         covers_weights: Whether the used weights are the final ones, which a result names.
     """
-    valid = [each.who for each in seen if each.is_valid and each.is_vouched is not False]
+    valid = [
+        each.who + ("" if each.is_vouched else f" (key {each.made.key[:16]}…)")
+        for each in seen
+        if each.is_valid and each.is_vouched is not False
+    ]
     broken = [each.who for each in seen if not (each.is_valid and each.is_vouched is not False)]
     parts = []
     if valid:

@@ -20,7 +20,13 @@ from cohortium.deployment.audit_trail import AuditTrail
 from cohortium.deployment.study_facts import StudyFacts
 from cohortium.deployment.study_outlook import study_outlook
 from cohortium.deployment.study_record import InvitedStudy, study_digest
-from cohortium.errors import RefusalError, RequestError, RunError, StudyError
+from cohortium.errors import (
+    RecordError,
+    RefusalError,
+    RequestError,
+    RunError,
+    StudyError,
+)
 from cohortium.messages.deployment import Acceptance, Invitation
 from cohortium.messages.run import Refusal, Reply
 from cohortium.reporting.stored import Terms
@@ -276,6 +282,20 @@ def test_commands_show_and_decide(
     assert site.events()[-2:] == ["study-approved", "study-revoked"]
     with pytest.raises(RequestError, match="set approve = true"):
         cohortium("studies", str(rehearsed[0] / "site-0" / "site.toml"))
+
+
+def test_approval_without_its_line_is_found(site: RehearsedSite, invitation: Invitation) -> None:
+    site.send(invitation)
+    path = site.folder / "audit.jsonl"
+    with store_of(site) as store:
+        (record,) = store.studies()
+        before = path.read_bytes()
+        store.now = lambda: dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1)
+        store.approve(record.digest, by="A. Meyer", until=TODAY + 2 * DAY)
+    assert cohortium("trail", str(site.folder / "site.toml"), "--check")[0] == 0
+    path.write_bytes(before)
+    with pytest.raises(RecordError, match=r"the approval of study .* has no line"):
+        cohortium("trail", str(site.folder / "site.toml"), "--check")
 
 
 @define

@@ -56,7 +56,10 @@ def test_signatures_of_coordinator_and_sites_are_seen(run: Path) -> None:
     assert (lead.who, lead.is_valid, lead.is_vouched) == ("the coordinator", True, None)
     assert (site.who, site.is_valid, site.is_vouched) == ("site 1", True, True)
     assert str(site).endswith("as in the directory, 3 releases in run 00010203")
-    assert summarize((lead, site)) == "the result is signed by the coordinator, site 1."
+    key = LEAD.public.hex()[:16]
+    told = summarize((lead, site))
+    assert told == f"the result is signed by the coordinator (key {key}…), site 1."
+    assert f"site 1 (key {SITE.public.hex()[:16]}…)" in summarize(seen_signatures(run))
 
 
 @pytest.mark.parametrize(
@@ -120,11 +123,11 @@ def test_commands_say_whose_signatures_they_saw(run: Path, tmp_path: Path) -> No
     status, out, _ = cohortium("sign", str(run), "--key", str(tmp_path / "lead.pem"))
     assert status == 0
     assert out.startswith("the coordinator: key ")
-    words = "the result is signed by the coordinator."
+    words = f"the result is signed by the coordinator (key {LEAD.public.hex()[:16]}…)."
     _, _, err = cohortium("export", str(run), "--out", str(tmp_path / "model"))
     assert words in err
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "The result is signed by the coordinator." in card
+    assert f"T{words[1:]}" in card
     cohortium("report", str(run))
     assert "Signature of the coordinator: key" in (run / "report.html").read_text()
     with pytest.raises(RequestError, match="give one"):
