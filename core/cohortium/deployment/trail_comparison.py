@@ -73,7 +73,7 @@ def missing_entries(site_config: SiteConfig) -> Iterator[str]:
 
 @define(eq=False)
 class _Told:
-    """What a trail tells of answers and approvals.
+    """Answers and approvals of which a trail tells.
 
     Attributes:
         opened: Time of its first line.
