@@ -9,13 +9,14 @@ import attrs
 from attrs import frozen
 
 from cohortium.catalog.discovery import discover
-from cohortium.errors import StudyError
+from cohortium.errors import RequestError, StudyError
 from cohortium.study.study import Study, resolved
 from cohortium.study.study_file import read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from cohortium.crypto.signing import SigningKey
     from cohortium.roles.protocols import Engine, Observer
     from cohortium.runs.prepare import PreparedStudy
     from cohortium.runs.result import Result
@@ -77,6 +78,7 @@ class Federation(Study):
         observers: Sequence[Observer] = (),
         stop: Callable[[], bool] = _never_stop,
         engine: Engine | None = None,
+        signing_key: SigningKey | None = None,
     ) -> Result:
         """Run the study to its end.
 
@@ -86,6 +88,8 @@ class Federation(Study):
             observers: Observers of every event, in addition to those that the study names.
             stop: Called before every attempt. Once it returns true, the run stops there.
             engine: A running engine to use in place of the study's.
+            signing_key: Key that signs `result.json` as the coordinator, in the same step as it is
+                written. It is no site's key.
 
         Raises:
             StoppedError: `stop` returned true. `resume` continues the run.
@@ -96,6 +100,8 @@ class Federation(Study):
 
         if out is not None:
             require_empty(Path(out))
+        elif signing_key is not None:
+            raise RequestError("a run without a folder has no result to sign.")
         from cohortium.learning.evaluation import torch_threads
         from cohortium.runs.launch import start
 
@@ -111,10 +117,13 @@ class Federation(Study):
                 stop=stop,
                 engine=engine,
                 due=self._due(evaluation, is_kept=out is not None),
+                signing_key=signing_key,
             )
             if evaluation is None or result.evaluation is not None:
                 return result
-            return self._with_evaluation(result, evaluation, folder, stop=stop, engine=engine)
+            return self._with_evaluation(
+                result, evaluation, folder, stop=stop, engine=engine, signing_key=signing_key
+            )
 
     def resume(
         self,
@@ -122,6 +131,7 @@ class Federation(Study):
         *,
         observers: Sequence[Observer] = (),
         stop: Callable[[], bool] = _never_stop,
+        signing_key: SigningKey | None = None,
     ) -> Result:
         """Resume a run of this study that was stopped, killed or failed.
 
@@ -129,6 +139,7 @@ class Federation(Study):
             out: The run's folder.
             observers: As for `run`. They receive the previous rounds in `RunStarted.history`.
             stop: As for `run`.
+            signing_key: As for `run`. A run that began with a key continues with this key alone.
 
         Guarantees:
             The run continues from the last completed round, with the same weights, optimizer and
@@ -155,8 +166,11 @@ class Federation(Study):
         if self.measurement is not None and self.rounds > 1:
             require_not_inner(Path(out))
         if self.evaluation is not None and is_finished(Path(out)):
-            return self.evaluate(out, observers=observers, stop=stop)
-        with RunDirectory.reopen(Path(out)) as folder, torch_threads(self.threads):
+            return self.evaluate(out, observers=observers, stop=stop, signing_key=signing_key)
+        with (
+            RunDirectory.reopen(Path(out), signing_key=signing_key) as folder,
+            torch_threads(self.threads),
+        ):
             told, prepared = self._observers(observers, is_kept=True), self.prepare()
             evaluation = self._prepare_evaluation(prepared)
             due = self._due(evaluation, is_kept=True)
@@ -164,7 +178,9 @@ class Federation(Study):
         if evaluation is None or result.evaluation is not None:
             return result
         with torch_threads(self.threads):
-            return self._with_evaluation(result, evaluation, Path(out), stop=stop)
+            return self._with_evaluation(
+                result, evaluation, Path(out), stop=stop, signing_key=signing_key
+            )
 
     def evaluate(
         self,
@@ -175,6 +191,7 @@ class Federation(Study):
         observers: Sequence[Observer] = (),
         stop: Callable[[], bool] = _never_stop,
         engine: Engine | None = None,
+        signing_key: SigningKey | None = None,
     ) -> Result:
         """Evaluate the final weights of a run at the sites of this study.
 
@@ -188,6 +205,7 @@ class Federation(Study):
             observers: Observers of every event.
             stop: Called before every attempt. Once it returns true, the evaluation stops there.
             engine: A running engine to use in place of the study's.
+            signing_key: As for `run`.
 
         Guarantees:
             The sites release one noised sum, which the guarantee of the result covers.
@@ -222,6 +240,7 @@ class Federation(Study):
                 observers=self._observers(observers, is_kept=True),
                 stop=stop,
                 engine=engine,
+                signing_key=signing_key,
             )
 
     def _prepare_evaluation(self, trained: PreparedStudy) -> PreparedStudy | None:
@@ -259,6 +278,7 @@ class Federation(Study):
         *,
         stop: Callable[[], bool],
         engine: Engine | None = None,
+        signing_key: SigningKey | None = None,
     ) -> Result:
         """Return `result` with the evaluation of its weights."""
         from cohortium.runs.evaluate import evaluate
@@ -272,6 +292,7 @@ class Federation(Study):
             observers=self._observers((), is_kept=folder is not None),
             stop=stop,
             engine=engine,
+            signing_key=signing_key,
         )
         return attrs.evolve(result, evaluation=measured)
 

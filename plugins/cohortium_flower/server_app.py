@@ -6,6 +6,7 @@ A run's configuration names, as paths on that machine:
 
 With `dry-run=true` it only asks the hospitals whether they would take part.  With
 `evaluate="/srv/study/runs/first"` it trains nothing, and evaluates the model of that run.
+With `sign-with="/srv/study/lead.pem"` this key signs the results.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ def main(grid: Grid, context: Context) -> None:
             raise RequestError("the run's configuration must name a study file and a folder out.")
         if not isinstance(trained, str):
             raise RequestError("evaluate must name the folder of a finished run.")
+        key = config.get("sign-with", "")
+        if not isinstance(key, str):
+            raise RequestError("sign-with must name the file of a key.")
         found = run_deployed_study(
             Path(study),
             lambda federation: ConnectedEngine.of(
@@ -50,6 +54,7 @@ def main(grid: Grid, context: Context) -> None:
             out=Path(out),
             check_only=dry,
             evaluates=Path(trained) if trained else None,
+            sign_with=Path(key) if key else None,
         )
     except CohortiumError as error:
         raise RuntimeError(f"cohortium: {error}") from None

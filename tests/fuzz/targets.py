@@ -7,6 +7,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -112,6 +113,13 @@ def targets(folder: Path) -> Iterator[Target]:
     yield Target("additive", run, (TooFewSitesError,), SESSIONS, weight=4)
     run = partial(_attempt, Plain(), "honest-but-curious")
     yield Target("plain", run, (TooFewSitesError,), SESSIONS, weight=4)
+    if find_spec("tenseal") is not None:
+        from tests.fuzz import encrypted_inference as encrypted_sides
+
+        for name in ("query", "answer"):
+            case, limit = getattr(encrypted_sides, name), encrypted_sides.MEMORY
+            errors = encrypted_sides.ERRORS
+            yield Target(f"encrypted {name}", case, errors, limit, weight=2)
     yield Target("site and coordinator", _federation, (TooFewSitesError,), SESSIONS, weight=1)
 
 

@@ -18,12 +18,15 @@ import tomli_w
 from attrs import evolve
 
 from cohortium import Federation
+from cohortium.crypto.randomness import Randomness
+from cohortium.crypto.signing import SigningKey
 from cohortium.deployment import rehearsal
 from cohortium.deployment.site_config import SiteConfig
 from cohortium.deployment.unix_socket import SiteSocketServer, call_site
 from cohortium.messages.codec import decode_either
 from cohortium.messages.deployment import Acceptance, IdentifyReply
 from cohortium.messages.run import Refusal, Reply
+from cohortium.runs.signatures import seen_signatures
 from cohortium.study import toml
 from cohortium.study.measurement import EvaluationPlan
 from cohortium_cnn import CNN
@@ -194,10 +197,15 @@ def test_supernode_lost_during_masking_drops_its_site(tmp_path: Path) -> None:
         assert stranger.wait(PATIENCE) != 0
         assert deployment.log("superlink").count("Activated node") == SITES
 
-        deployment.run().wait(900)
+        SigningKey.generate(Randomness.insecure_from_seed(9)).create(folder / "lead.pem")
+        deployment.run(**{"sign-with": json.dumps(str(folder / "lead.pem"))}).wait(900)
         run, log = folder / "run", deployment.log("lead")
         assert f"node-{LOST}" not in deployment.processes, log[-4000:]
     assert (run / "evaluation" / "result.json").exists(), log[-4000:]
+    for signed in (run, run / "evaluation"):
+        assert [(seen.who, seen.is_valid) for seen in seen_signatures(signed)] == [
+            ("the coordinator", True)
+        ]
     result = json.loads((run / "result.json").read_text())
     rounds = rounds_of(run)
     assert [event["dropped"] for event in rounds] == [[LOST], [LOST]]

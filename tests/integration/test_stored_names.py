@@ -68,6 +68,7 @@ TRAIL = {
     "answered": "at session round attempt stage has_release size sha256",
     "approval-ended": "at study",
     "head-noted": "at site number sha256",
+    "identified": "at omitted",
     "key-changed": "at key",
     "opened": "at format trail site key",
     "refused": "at session omitted",
@@ -81,7 +82,7 @@ TRAIL = {
 FILES = {
     "Approval": "by made until runs sessions",
     "Signature": "role site session releases result_sha256 weights_sha256 key signature",
-    "StudyFacts": ("data use terms guarantee aggregation costs values size is_measurement"),
+    "StudyFacts": ("data use terms guarantee aggregation costs earlier values size is_measurement"),
     "StudyRecord": ("format digest study versions facts first_asked last_asked state approval"),
 }
 

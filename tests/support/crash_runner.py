@@ -87,9 +87,9 @@ def kill_after(calls: int) -> list[int]:
                 kill_self()
 
     def counting(inner: Callable[..., Any]) -> Any:
-        def begin(*arguments: Any) -> Any:
+        def begin(*arguments: Any, **options: Any) -> Any:
             sys.setprofile(count)
-            return inner(*arguments)
+            return inner(*arguments, **options)
 
         return staticmethod(begin)
 

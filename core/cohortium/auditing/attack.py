@@ -23,7 +23,7 @@ from cohortium.crypto.randomness import Randomness
 from cohortium.data.intensity import to_unit_range
 from cohortium.errors import RequestError
 from cohortium.learning.evaluation import torch_threads
-from cohortium.reporting.attack_page import AttackFacts, AttackStrip, Guess
+from cohortium.reporting.attack_page import AttackFacts, AttackStrip, Guess, Lineup
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -208,6 +208,7 @@ class _Attacker:
             ),
             chance=float(chance.max()),
             others=len(others),
+            lineup=_lineup(scores.max(0), chance.max(0)),
             guarantee=run_config.plan.guarantee if self.kind == "seen" else None,
         )
 
@@ -263,6 +264,23 @@ class _Attacker:
         """Return as many unrelated images as the release has, and at least `OTHERS`."""
         count = max(OTHERS, sum(map(len, self.release.images.values())))
         return to_unit_range(self.held.others[:count], self.run_config.spec)
+
+
+def _lineup(images: NDArray[np.float64], others: NDArray[np.float64]) -> Lineup:
+    """Return the order of the candidates.
+
+    Args:
+        images: Similarity of each image of the release, shape (N,).
+        others: Similarity of each unrelated image, shape (M,).
+    """
+    from scipy.stats import mannwhitneyu
+
+    found = mannwhitneyu(images, others, alternative="greater")
+    return Lineup(
+        share=float(found.statistic) / (len(images) * len(others)),
+        p_value=float(found.pvalue),
+        rank=1 + int((others >= images.max()).sum()),
+    )
 
 
 def _correlations(found: Tensor, images: Tensor) -> NDArray[np.float64]:

@@ -95,6 +95,7 @@ def approve(
         record = store.approve(digest, by=by, until=until.date(), runs=runs)
     many = "one run" if runs == 1 else f"{runs} runs"
     typer.echo(f"{record.digest[:12]} is approved for {many} until {until.date()}, UTC")
+    typer.echo(f"its whole digest is {record.digest}")
 
 
 def revoke(path: SiteFile, digest: Digest, *, by: By) -> None:

@@ -21,6 +21,7 @@ from cohortium.errors import CohortiumError, RequestError, RunError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cohortium.crypto.signing import SigningKey
     from cohortium.federation import Federation
     from cohortium.roles.protocols import Observer
     from cohortium.runs.result import Result
@@ -35,6 +36,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
 Jobs = Annotated[int, typer.Option(help="Runs of a grid at a time.", min=1)]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="List a grid's runs, prepare each cell, and do none.")
+]
+SignWith = Annotated[
+    Path | None,
+    typer.Option(help="The coordinator's key, of `keygen`, which signs the result at the end."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print result.json.")]
 
@@ -51,6 +56,7 @@ def run(
     jobs: Jobs = 1,
     dry_run: DryRun = False,
     observer: Observe = None,
+    sign_with: SignWith = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -64,12 +70,15 @@ def run(
       cohortium run study.toml --out runs/first
       cohortium run study.toml --set privatizer.epsilon=3 --set model.width=16
       cohortium run study.toml --observer tensorboard --json > result.json
+      cohortium run study.toml --sign-with lead.pem
       cohortium run grid.toml --only sites=10 --jobs 2
     """
     from cohortium import grid as grids
 
     is_quiet = quiet or as_json
     if study is not None and grids.is_grid(study):
+        if sign_with is not None:
+            raise RequestError("--sign-with is for one run; sign the runs of a grid with `sign`.")
         grid = grids.read(study, overrides or [])
         if not is_quiet:
             warn_ignored_keys(grid, only or [])
@@ -86,11 +95,12 @@ def run(
         return
     if only or dry_run or jobs != 1:
         raise RequestError("--only, --jobs and --dry-run are for a study file with a [grid].")
+    key = _read_key(sign_with)
     federation = federation_of(study, overrides, is_quiet=is_quiet)
     federation, observers = _with_observers(federation, observer, is_quiet=is_quiet)
     folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     with _write_report_after(folder), stop_on_signal(folder) as stop:
-        result = federation.run(folder, observers=observers, stop=stop)
+        result = federation.run(folder, observers=observers, stop=stop, signing_key=key)
         _print_outcome(result, as_json=as_json)
 
 
@@ -98,12 +108,14 @@ def resume(
     folder: RunFolder,
     *,
     observer: Observe = None,
+    sign_with: SignWith = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
     """Resume a run that was stopped, killed or failed.
 
-    It continues after the last completed round, with the study in the folder.
+    It continues after the last completed round, with the study in the folder. A run that began
+    with --sign-with needs the same key again.
 
     Examples:
       cohortium resume runs/first
@@ -111,11 +123,19 @@ def resume(
     from cohortium.federation import Federation
     from cohortium.runs.run_directory import study_path
 
+    key = _read_key(sign_with)
     federation = Federation.read(study_path(folder))
     watched, observers = _with_observers(federation, observer, is_quiet=quiet or as_json)
     with _write_report_after(folder), stop_on_signal(folder) as stop:
-        result = watched.resume(folder, observers=observers, stop=stop)
+        result = watched.resume(folder, observers=observers, stop=stop, signing_key=key)
         _print_outcome(result, as_json=as_json)
+
+
+def _read_key(path: Path | None) -> SigningKey | None:
+    """Return the key at `path`, before anything else is read or spent."""
+    from cohortium.crypto.signing import SigningKey
+
+    return None if path is None else SigningKey.read(path)
 
 
 def _own_observers(*, is_quiet: bool) -> list[str]:

@@ -11,6 +11,7 @@ from cohortium.errors import RecordError, RequestError
 from cohortium.text import sanitize
 
 if TYPE_CHECKING:
+    from cohortium.crypto.signing import KeyDirectory
     from cohortium.deployment.site_config import SiteConfig
     from cohortium.deployment.trail_check import CheckedTrail
     from cohortium.deployment.trail_entries import SignedHead
@@ -35,7 +36,8 @@ def trail(
     """Check a site's trail, and print its last entries.
 
     Every line is checked: an altered, removed or moved line is found. Only the loss of the last
-    lines needs a head that was noted before. So hospitals exchange their heads.
+    lines needs a head that was noted before. So hospitals exchange their heads. With a site file
+    the trail is also compared with the site's own ledger, answers and approvals.
 
     Examples:
       cohortium trail site.toml --check
@@ -45,6 +47,7 @@ def trail(
     """
     from cohortium.deployment.site_config import SiteConfig
     from cohortium.deployment.trail_check import check_trail
+    from cohortium.deployment.trail_comparison import missing_entries
     from cohortium.deployment.trail_entries import SignedHead
 
     site_config = SiteConfig.read(path) if path.suffix == ".toml" else None
@@ -52,11 +55,24 @@ def trail(
         raise RequestError("--note writes to a site's own trail; give the site file.")
     file = path if site_config is None else site_config.folder / site_config.trail
     wanted = SignedHead.parse(contains) if contains else None
-    found = check_trail(file, _trusted(site_config, file, key_directory), contains=wanted)
+    directory = _directory(site_config, key_directory)
+
+    def checked() -> CheckedTrail:
+        return check_trail(
+            file,
+            _trusted(site_config, file, directory),
+            contains=wanted,
+            replaced=_replaced(site_config, file, directory),
+        )
+
+    found = checked()
     if note:
         assert site_config is not None
-        _note(site_config, SignedHead.parse(note), key_directory)
-        found = check_trail(file, _trusted(site_config, file, key_directory))
+        _note(site_config, SignedHead.parse(note), directory)
+        found = checked()
+    if site_config is not None:
+        for sentence in missing_entries(site_config):
+            raise RecordError(f"the trail {file}: {sentence}")
     if head:
         typer.echo(str(found.head))
         return
@@ -65,33 +81,49 @@ def trail(
     _print_outcome(found, wanted, is_vouched=site_config is not None or key_directory is not None)
 
 
+def _directory(site_config: SiteConfig | None, path: Path | None) -> KeyDirectory | None:
+    """Return the sites' public keys: those of the option, or else those of the site file."""
+    from cohortium.crypto.signing import KeyDirectory
+
+    if path is not None:
+        return KeyDirectory.read(path)
+    return None if site_config is None else site_config.policy.directory
+
+
+def _replaced(
+    site_config: SiteConfig | None, file: Path, directory: KeyDirectory | None
+) -> tuple[bytes, ...] | None:
+    """Return the earlier public keys of a trail's site, or None without a directory."""
+    from cohortium.deployment.trail_check import check_trail
+
+    if directory is None:
+        return None
+    site = check_trail(file).head.site if site_config is None else site_config.id
+    return tuple(key for holder, key in directory.revoked if holder == site)
+
+
 def _trusted(
-    site_config: SiteConfig | None, file: Path, key_directory: Path | None
+    site_config: SiteConfig | None, file: Path, directory: KeyDirectory | None
 ) -> tuple[bytes, ...] | None:
     """Return the present public keys of a trail's site, or None if nobody vouches for one."""
-    from cohortium.crypto.signing import KeyDirectory
     from cohortium.deployment.trail_check import check_trail
 
     if site_config is not None:
         key = site_config.key
         return () if key is None else (key.public,)
-    if key_directory is None:
+    if directory is None:
         return None
-    directory, site = KeyDirectory.read(key_directory), check_trail(file).head.site
+    site = check_trail(file).head.site
     present = directory.keys[site] if site < len(directory.keys) else None
     if present is None:
-        raise RecordError(f"the directory {key_directory} has no key of site {site}.")
+        raise RecordError(f"the directory has no key of site {site}.")
     return (present,)
 
 
-def _note(site_config: SiteConfig, noted: SignedHead, key_directory: Path | None) -> None:
+def _note(site_config: SiteConfig, noted: SignedHead, directory: KeyDirectory | None) -> None:
     """Write the head of another site's trail to this one, if the other site has signed it."""
-    from cohortium.crypto.signing import KeyDirectory
     from cohortium.deployment.trail_check import is_signed_by
 
-    directory = site_config.policy.directory
-    if key_directory is not None:
-        directory = KeyDirectory.read(key_directory)
     if noted.site == site_config.id:
         raise RequestError(f"that is the head of this site's own trail, of site {noted.site}.")
     if directory is not None:
@@ -125,6 +157,8 @@ def _print_outcome(found: CheckedTrail, wanted: SignedHead | None, *, is_vouched
             "a crash has interrupted the writing of one more line, whose answer did not leave",
             err=True,
         )
+    for line, key in zip(found.changes, found.keys[1:], strict=True):
+        typer.echo(f"another key signs from line {line} on: {key[:16]}…", err=True)
     for line in found.set_back[:5]:
         typer.echo(f"the clock was set back before line {line}", err=True)
     if wanted is not None:

@@ -111,9 +111,18 @@ class ApprovalStore:
             RunError: The folder cannot be used, or a file is damaged.
         """
         with self._locked():
-            found = [self._refreshed(record) for record in self._all()]
+            found = [self._refreshed(record) for record in _all(self.folder)]
         found.sort(key=lambda record: record.last_asked, reverse=True)
         return sorted(found, key=lambda record: record.state != "waiting")
+
+    @classmethod
+    def read_all(cls, folder: Path) -> list[StudyRecord]:
+        """Return the studies in a folder, and change nothing.
+
+        Raises:
+            RunError: The folder cannot be used, or a file is damaged.
+        """
+        return list(_all(folder))
 
     def find(self, digits: str) -> StudyRecord:
         """Return the study whose digest begins with `digits`.
@@ -238,7 +247,7 @@ class ApprovalStore:
 
     def _make_room(self, digest: str) -> None:
         """Refuse another waiting study if as many wait as may, and remove old files."""
-        known = {record.digest: record for record in self._all() if record.digest != digest}
+        known = {record.digest: record for record in _all(self.folder) if record.digest != digest}
         waiting = [record for record in known.values() if record.state == "waiting"]
         for record in waiting:
             if self.now() - record.last_asked > dt.timedelta(days=WAITING_DAYS):
@@ -259,7 +268,7 @@ class ApprovalStore:
             )
 
     def _known(self, digest: str) -> StudyRecord | None:
-        record = self._read(digest)
+        record = _read(self._path(digest))
         return None if record is None else self._refreshed(record)
 
     def _must_know(self, digest: str) -> StudyRecord:
@@ -278,35 +287,8 @@ class ApprovalStore:
         self.trail.write(entries.ApprovalEnded(at=self.now(), study=record.digest))
         return record
 
-    def _all(self) -> Iterator[StudyRecord]:
-        try:
-            names = sorted(path.name for path in self.folder.iterdir())
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise RunError(f"cannot read {self.folder}: {error.strerror}.") from error
-        for name in names:
-            if _NAME.fullmatch(name) and (record := self._read(name)) is not None:
-                yield record
-
     def _path(self, digest: str) -> Path:
         return self.folder / digest
-
-    def _read(self, digest: str) -> StudyRecord | None:
-        path = self._path(digest)
-        try:
-            with path.open("rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-            record = msgspec.msgpack.decode(data[:MAX_FILE_BYTES], type=StudyRecord)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise RunError(f"cannot read {path}: {error.strerror}.") from error
-        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-            raise RunError(f"{path} is damaged, so the study is not approved.") from error
-        if record.digest != digest:
-            raise RunError(f"{path} is the file of another study.")
-        return record
 
     def _write(self, record: StudyRecord) -> None:
         path, data = self._path(record.digest), msgspec.msgpack.encode(record)
@@ -341,6 +323,34 @@ class ApprovalStore:
             raise RefusalError(
                 RefusalCode.DISK, "the site's folder of approvals cannot be used."
             ) from error
+
+
+def _all(folder: Path) -> Iterator[StudyRecord]:
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise RunError(f"cannot read {folder}: {error.strerror}.") from error
+    for name in names:
+        if _NAME.fullmatch(name) and (record := _read(folder / name)) is not None:
+            yield record
+
+
+def _read(path: Path) -> StudyRecord | None:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        record = msgspec.msgpack.decode(data[:MAX_FILE_BYTES], type=StudyRecord)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RunError(f"cannot read {path}: {error.strerror}.") from error
+    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        raise RunError(f"{path} is damaged, so the study is not approved.") from error
+    if record.digest != path.name:
+        raise RunError(f"{path} is the file of another study.")
+    return record
 
 
 def not_approved(digest: str) -> RefusalError:

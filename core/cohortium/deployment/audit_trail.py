@@ -13,9 +13,11 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import msgspec
+from attrs import define, field
 
 from cohortium.deployment import trail_entries as entries
 from cohortium.deployment.log_throttle import MAX_SENTENCES, SPAN_SECONDS
+from cohortium.deployment.trail_check import is_signed
 from cohortium.errors import RunError
 from cohortium.storage.hash_chain import HashChain
 
@@ -44,8 +46,10 @@ class AuditTrail:
 
         An entry has no patient data, no reason of a refusal, and no part of an answer but its hash.
 
-        However many refusals a caller provokes, a bounded number of entries a minute tell of them.
-        The next one has the number of the others.
+        However many refusals or identify replies a caller provokes, a bounded number of entries a
+        minute tell of them. The next one has the number of the others.
+
+        Nothing is added to a trail whose last line the key in force has not signed.
     """
 
     def __init__(
@@ -70,10 +74,10 @@ class AuditTrail:
             RunError: The file is no trail, was altered, or cannot be used.
             RefusalError: It cannot be written.
         """
-        self._now, self._clock = now, clock
+        self._now = now
         self._in_force: str | None = None
-        self._begun, self._num_refusals = -SPAN_SECONDS, 0
-        self._omitted = 0
+        self._last: Link | None = None
+        self._refusals, self._identities = _Bounded(clock), _Bounded(clock)
         self._chain = HashChain(path, None if key is None else key.sign, self._see)
         try:
             self._open(path, site, "" if key is None else key.public.hex())
@@ -83,6 +87,13 @@ class AuditTrail:
 
     def _open(self, path: Path, site: int, public: str) -> None:
         """Begin the trail, or record another key."""
+        last = self._last
+        if last is not None and not is_signed(last.head, last.signature, self._in_force or ""):
+            # A signature of the next line would vouch for this one.
+            raise RunError(
+                f"the trail {path}: the signature of its last line, {last.head.number}, is not "
+                "the site's; keep the file, and name another one for a new trail."
+            )
         if self._in_force is None:
             self.write(
                 entries.Opened(
@@ -142,15 +153,16 @@ class AuditTrail:
 
     def refused(self, session: bytes) -> None:
         """Record a refusal, or count it."""
-        moment = self._clock()
-        if moment - self._begun >= SPAN_SECONDS:
-            self._begun, self._num_refusals = moment, 0
-        if self._num_refusals >= MAX_SENTENCES:
-            self._omitted += 1
-            return
-        self._num_refusals += 1
-        self.write(entries.Refused(at=self._now(), session=session.hex(), omitted=self._omitted))
-        self._omitted = 0
+        if self._refusals.has_room():
+            omitted = self._refusals.omitted
+            self.write(entries.Refused(at=self._now(), session=session.hex(), omitted=omitted))
+            self._refusals.omitted = 0
+
+    def identified(self) -> None:
+        """Record an identify reply before it leaves, or count it."""
+        if self._identities.has_room():
+            self.write(entries.Identified(at=self._now(), omitted=self._identities.omitted))
+            self._identities.omitted = 0
 
     def noted(self, other: SignedHead) -> None:
         """Record the head of another site's trail."""
@@ -168,8 +180,35 @@ class AuditTrail:
         self._chain.close()
 
     def _see(self, link: Link) -> None:
-        """Note the key in force."""
+        """Note the last line, and the key in force."""
+        self._last = link
         if b'"key":' in link.entry:
             entry = entries.decode_entry(link)
             if isinstance(entry, entries.Opened | entries.KeyChanged):
                 self._in_force = entry.key
+
+
+@define(eq=False)
+class _Bounded:
+    """Entries of one kind, of which there are at most so many a minute.
+
+    Attributes:
+        clock: Returns seconds since any fixed moment.
+        omitted: Number of those without an entry since the last one.
+    """
+
+    clock: Callable[[], float]
+    omitted: int = 0
+    _begun: float = field(default=-SPAN_SECONDS, init=False)
+    _written: int = field(default=0, init=False)
+
+    def has_room(self) -> bool:
+        """Return whether another entry may be written, or count one more without."""
+        moment = self.clock()
+        if moment - self._begun >= SPAN_SECONDS:
+            self._begun, self._written = moment, 0
+        if self._written >= MAX_SENTENCES:
+            self.omitted += 1
+            return False
+        self._written += 1
+        return True

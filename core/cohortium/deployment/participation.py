@@ -57,6 +57,17 @@ class Participation:
             self._last = kept[:DIGEST_BYTES], kept[DIGEST_BYTES:]
         return self._last[1] if self._last[0] == digest else None
 
+    def last_reply(self) -> tuple[bytes, float] | None:
+        """Return the last answer, and the time of its file in seconds since 1970, or None."""
+        path = self.folder / REPLY
+        kept = _content(path)
+        if kept is None:
+            return None
+        try:
+            return kept[DIGEST_BYTES:], path.stat().st_mtime
+        except OSError as error:
+            raise _unusable() from error
+
     def save_reply(self, digest: bytes, reply: bytes) -> None:
         """Save an answer before it is sent, replacing the previous one.
 

@@ -90,7 +90,8 @@ class SiteServer:
         or after its end, the site answers nothing of the run and releases nothing more. A release
         that was computed meanwhile does not leave, though it is charged.
 
-        Each acceptance and each answer to a request is an entry of the trail before it leaves.
+        Each acceptance and each answer to a request is an entry of the trail before it leaves. An
+        identify reply is one, too, or is counted by the next.
 
         A run has one setting. A second invitation with its session gets the first one's answer if
         its bytes are equal. Otherwise it is refused.
@@ -212,6 +213,7 @@ class SiteServer:
             self._log_refusal(error.reason)
 
     def _identify(self, call: IdentifyRequest) -> bytes:
+        self._trail.identified()
         number, key = self._config.id, self._identity
         text = IdentifyReply.statement(call.challenge, number)
         return codec.encode(IdentifyReply(number, b"" if key is None else key.sign(text)))

@@ -11,11 +11,14 @@ from attrs import frozen
 from cohortium.ledger.cost import AttemptCost, Budget, PrivacyScope
 from cohortium.ledger.report import DELTA
 from cohortium.privacy.guarantee import Guarantee  # noqa: TC001 - msgspec reads it
+from cohortium.privacy.mechanisms import Mechanism  # noqa: TC001 - msgspec reads it
 from cohortium.reporting.stored import Terms
 from cohortium.roles.values import AggregationGuarantee  # noqa: TC001 - msgspec reads it
+from cohortium.rounds.plan_with_prior import attack_bounds_of, earlier_spends
 
 if TYPE_CHECKING:
     from cohortium.ledger.account import Account
+    from cohortium.privacy.membership import MembershipBound
     from cohortium.rounds.run_config import RunConfig
     from cohortium.study.study import Study
 
@@ -32,6 +35,7 @@ class StudyFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         guarantee: The privatizer's guarantee, or None.
         aggregation: The aggregator's guarantee, or None.
         costs: Costs of all attempts of a run.
+        earlier: Mechanisms of the releases before the run that the guarantee counts.
         values: Values of a release.
         size: Bytes of a release.
         is_measurement: Whether the run measures a model instead of training one.
@@ -43,6 +47,7 @@ class StudyFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     guarantee: Guarantee | None
     aggregation: AggregationGuarantee | None
     costs: tuple[tuple[AttemptCost, Number], ...]
+    earlier: tuple[tuple[Mechanism, Number], ...] = ()
     values: Number
     size: Number
     is_measurement: bool
@@ -68,10 +73,19 @@ class StudyFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             guarantee=plan.guarantee,
             aggregation=run_config.aggregator.confidentiality(spec),
             costs=tuple(run_config.costs().items()),
+            earlier=earlier_spends(plan),
             values=plan.length,
             size=plan.ring.bytes_for(plan.length),
             is_measurement=run_config.statistic is not None,
         )
+
+    @property
+    def membership(self) -> tuple[MembershipBound, ...]:
+        """Bounds on membership attacks, those that the report of a run has."""
+        costs = Counter[AttemptCost]()
+        for cost, times in self.costs:
+            costs[cost] += times
+        return attack_bounds_of(self.guarantee, costs, self.earlier)
 
     @property
     def attempts(self) -> int:

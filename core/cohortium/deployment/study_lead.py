@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from cohortium.crypto.signing import SigningKey
 from cohortium.errors import StudyError
 from cohortium.federation import Federation
 
@@ -25,6 +26,7 @@ def run_deployed_study(
     out: Path,
     check_only: bool = False,
     evaluates: Path | None = None,
+    sign_with: Path | None = None,
 ) -> Result | tuple[str, ...]:
     """Run a deployment's study over an engine that has already started.
 
@@ -35,6 +37,7 @@ def run_deployed_study(
         check_only: Whether to ask the sites only, without training.
         evaluates: Folder of a finished run. Its model is evaluated at the sites, as the study's
             `[evaluation]` says, and nothing is trained.
+        sign_with: File of the coordinator's signing key, or None. It signs the results.
 
     Returns:
         The result of the run, or with `check_only` the warnings.
@@ -45,8 +48,9 @@ def run_deployed_study(
     federation = Federation.read(path)
     if federation.data is None:
         raise StudyError(f"{path}: the study of a deployment declares its [data].")
+    key = None if sign_with is None else SigningKey.read(sign_with)
     if check_only:
         return federation.check_sites(engine(federation))
     if evaluates is not None:
-        return federation.evaluate(evaluates, out=out, engine=engine(federation))
-    return federation.run(out, engine=engine(federation))
+        return federation.evaluate(evaluates, out=out, engine=engine(federation), signing_key=key)
+    return federation.run(out, engine=engine(federation), signing_key=key)

@@ -64,6 +64,7 @@ def study_outlook(
             size=facts.size,
             is_measurement=facts.is_measurement,
         ),
+        membership=facts.membership,
         charge=_charge(record, site_config, runs),
         study=toml.loads(record.study, where="the study"),
         versions=record.versions,

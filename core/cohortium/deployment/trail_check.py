@@ -37,6 +37,7 @@ class CheckedTrail:
     Attributes:
         head: Its head.
         keys: Keys that have signed it, in order. "" if lines were unsigned.
+        changes: Lines from which each of `keys` but the first signs.
         counts: Number of entries of each kind.
         is_torn: Whether a crash has interrupted the writing of another line.
         set_back: Lines before whose time the clock was set back.
@@ -45,6 +46,7 @@ class CheckedTrail:
 
     head: SignedHead
     keys: tuple[str, ...]
+    changes: tuple[int, ...]
     counts: dict[str, int]
     is_torn: bool
     set_back: tuple[int, ...]
@@ -52,7 +54,11 @@ class CheckedTrail:
 
 
 def check_trail(
-    path: Path, trusted: Collection[bytes] | None = None, *, contains: SignedHead | None = None
+    path: Path,
+    trusted: Collection[bytes] | None = None,
+    *,
+    contains: SignedHead | None = None,
+    replaced: Collection[bytes] | None = None,
 ) -> CheckedTrail:
     """Check every line of a trail: its form, its hash and its signature.
 
@@ -61,6 +67,8 @@ def check_trail(
         trusted: Present public keys of its site, one of which must have signed the last line. None
             takes the key that the trail names, for which nobody vouches.
         contains: A head that was noted before, which the trail must contain.
+        replaced: Earlier public keys of its site. If another key than these and the present ones
+            has signed lines, the trail is refused. None takes any key, for which nobody vouches.
 
     Raises:
         RecordError: A line was altered, removed, repeated or moved. Or the trail is of another site
@@ -68,7 +76,7 @@ def check_trail(
     """
     try:
         with path.open("rb") as file:
-            return check_lines(file, trusted, contains=contains)
+            return check_lines(file, trusted, contains=contains, replaced=replaced)
     except OSError as error:
         raise RecordError(f"cannot read the trail {path}: {error.strerror}.") from error
     except RecordError as error:
@@ -76,14 +84,18 @@ def check_trail(
 
 
 def check_lines(
-    file: BinaryIO, trusted: Collection[bytes] | None = None, *, contains: SignedHead | None = None
+    file: BinaryIO,
+    trusted: Collection[bytes] | None = None,
+    *,
+    contains: SignedHead | None = None,
+    replaced: Collection[bytes] | None = None,
 ) -> CheckedTrail:
     """Check every line of an open trail, as `check_trail` does.
 
     Raises:
         RecordError: As for `check_trail`, without the file's name.
     """
-    return _Check(trusted, contains).run(file)
+    return _Check(trusted, contains, replaced).run(file)
 
 
 @define(eq=False)
@@ -92,7 +104,9 @@ class _Check:
 
     trusted: Collection[bytes] | None
     contains: SignedHead | None
+    replaced: Collection[bytes] | None
     site: int = -1
+    changes: list[int] = field(factory=list)
     keys: list[str] = field(factory=list)
     counts: dict[str, int] = field(factory=dict)
     set_back: list[int] = field(factory=list)
@@ -131,6 +145,7 @@ class _Check:
         return CheckedTrail(
             head=entries.SignedHead(self.site, last.head, last.signature),
             keys=tuple(self.keys),
+            changes=tuple(self.changes),
             counts=self.counts,
             is_torn=file.seek(0, 2) > end,
             set_back=tuple(self.set_back),
@@ -140,6 +155,8 @@ class _Check:
     def _take_key(self, key: str, number: int) -> None:
         if self.keys and not key:
             raise RecordError(f"line {number} ends the signatures, which no site does.")
+        if self.keys:
+            self.changes.append(number)
         self.keys.append(key)
 
     def _verify(self) -> None:
@@ -148,8 +165,16 @@ class _Check:
         if known is not None and self.keys[-1] not in known:
             by = f"signed by the key {self.keys[-1][:16]}…" if self.keys[-1] else "unsigned"
             raise RecordError(f"its last line is {by}, which is not the site's present key.")
+        if self.replaced is not None and self.trusted is not None:
+            allowed = {key.hex() for key in (*self.trusted, *self.replaced)} | {""}
+            for start, key in zip((1, *self.changes), self.keys, strict=True):
+                if key not in allowed:
+                    raise RecordError(
+                        f"lines from {start} on are signed by the key {key[:16]}…, which the "
+                        "directory has neither as the site's key nor as a revoked one of it."
+                    )
         for head, signature, key in self._signed:
-            if not _is_signed(head, signature, key):
+            if not is_signed(head, signature, key):
                 raise RecordError(f"the signature of line {head.number} is not the site's.")
 
     def _require_contained(self, last: Head) -> None:
@@ -170,7 +195,8 @@ class _Check:
             )
 
 
-def _is_signed(head: Head, signature: bytes, key: str) -> bool:
+def is_signed(head: Head, signature: bytes, key: str) -> bool:
+    """Return whether a key in hexadecimal has signed a head. Without a key there is no signature."""
     if not key:
         return not signature
     try:
@@ -182,7 +208,7 @@ def _is_signed(head: Head, signature: bytes, key: str) -> bool:
 
 def is_signed_by(noted: SignedHead, keys: Collection[bytes]) -> bool:
     """Return whether one of `keys` has signed a head."""
-    return any(_is_signed(noted.head, noted.signature, key.hex()) for key in keys)
+    return any(is_signed(noted.head, noted.signature, key.hex()) for key in keys)
 
 
 def last_entries(path: Path, number: int) -> list[tuple[int, str]]:

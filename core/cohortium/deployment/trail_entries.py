@@ -158,6 +158,16 @@ class Refused(Entry, frozen=True, kw_only=True, tag="refused"):
     omitted: Number
 
 
+class Identified(Entry, frozen=True, kw_only=True, tag="identified"):
+    """The site has told its number to a caller, with a signature of the caller's challenge.
+
+    Attributes:
+        omitted: Such answers before this one that have no entry.
+    """
+
+    omitted: Number
+
+
 class HeadNoted(Entry, frozen=True, kw_only=True, tag="head-noted"):
     """The head of another site's trail was noted here."""
 
@@ -168,7 +178,7 @@ class HeadNoted(Entry, frozen=True, kw_only=True, tag="head-noted"):
 
 AnyEntry: TypeAlias = (
     Opened | KeyChanged | Started | StudyWaits | StudyApproved | StudyRevoked | ApprovalEnded
-    | RunAccepted | Answered | Refused | HeadNoted
+    | RunAccepted | Answered | Refused | Identified | HeadNoted
 )  # fmt: skip
 
 

@@ -23,6 +23,16 @@ MAX_CLASSES = 1 << 12
 """Most outputs of a model."""
 
 
+MAX_KEY_BYTES = 1 << 18
+"""Most bytes of a public key. Those of the scheme have fewer."""
+
+Ciphertexts = Annotated[bytes, msgspec.Meta(max_length=1 << 24)]
+"""Ciphertexts of the features of an image."""
+
+Outputs = Annotated[bytes, msgspec.Meta(max_length=1 << 30)]
+"""Ciphertexts of the outputs for an image."""
+
+
 class ServiceDescription(Message, frozen=True, tag="encrypted-service"):
     """Description of the model that is served, which is public.
 
@@ -59,8 +69,8 @@ class EncryptedQuery(Message, frozen=True, tag="encrypted-query"):
 
     model: Digest
     seed: Digest
-    key: bytes
-    images: Annotated[list[bytes], msgspec.Meta(min_length=1, max_length=MAX_IMAGES)]
+    key: Annotated[bytes, msgspec.Meta(max_length=MAX_KEY_BYTES)]
+    images: Annotated[list[Ciphertexts], msgspec.Meta(min_length=1, max_length=MAX_IMAGES)]
 
 
 class EncryptedAnswer(Message, frozen=True, tag="encrypted-answer"):
@@ -71,7 +81,7 @@ class EncryptedAnswer(Message, frozen=True, tag="encrypted-answer"):
             divides by a norm, one more for the square of the norm.
     """
 
-    outputs: Annotated[list[bytes], msgspec.Meta(min_length=1, max_length=MAX_IMAGES)]
+    outputs: Annotated[list[Outputs], msgspec.Meta(min_length=1, max_length=MAX_IMAGES)]
 
 
 class EncryptedRefusal(Message, frozen=True, tag="encrypted-refusal"):

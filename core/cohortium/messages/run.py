@@ -5,6 +5,7 @@ They enclose those of the aggregator.
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import msgspec
@@ -21,7 +22,10 @@ Session = Annotated[bytes, msgspec.Meta(min_length=16, max_length=16)]
 MAX_PLAN_STATE = 1024
 """Most numbers in the state of a privacy plan."""
 
-PlanState = Annotated[tuple[float, ...], msgspec.Meta(max_length=MAX_PLAN_STATE)]
+Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
+"""A number, neither infinite nor NaN."""
+
+PlanState = Annotated[tuple[Finite, ...], msgspec.Meta(max_length=MAX_PLAN_STATE)]
 """State of a privacy plan."""
 
 

@@ -43,6 +43,10 @@ The whole is the variance that the most similar of the unrelated images leaves u
 """
 
 
+SIGNIFICANT: Final = 0.001
+"""Probability below which an order of candidates is not put down to chance."""
+
+
 @frozen(eq=False, kw_only=True)
 class Guess:
     """A reconstruction and the image of the release that it is most like.
@@ -56,6 +60,30 @@ class Guess:
     truth: NDArray[np.float32] = field(repr=False)
     found: NDArray[np.float32] = field(repr=False)
     score: float
+
+
+@frozen(kw_only=True)
+class Lineup:
+    """Images of the release among unrelated ones, in the order in which an attack likes them.
+
+    An attack likes an image as much as its most similar reconstruction. If the release tells
+    nothing, both kinds are alike, and every order is equally likely.
+
+    Attributes:
+        share: Share of the pairs of both kinds in which the image of the release is liked better.
+            Chance gives 0.5.
+        p_value: Probability of a share this large by chance (Mann, Whitney 1947).
+        rank: Place of the first image of the release: 1 if no unrelated image is before it.
+    """
+
+    share: float
+    p_value: float
+    rank: int
+
+    @property
+    def is_better_than_chance(self) -> bool:
+        """Whether chance alone would hardly give such a share."""
+        return self.p_value < SIGNIFICANT
 
 
 @frozen(eq=False, kw_only=True)
@@ -73,6 +101,7 @@ class AttackStrip:
         guesses: The attacker's reconstructions.
         chance: Largest correlation of a reconstruction with an unrelated image.
         others: Number of the unrelated images.
+        lineup: Images of the release among the unrelated ones.
         guarantee: Guarantee that covers the release, or None.
     """
 
@@ -85,6 +114,7 @@ class AttackStrip:
     guesses: tuple[Guess, ...] = field(repr=False)
     chance: float
     others: int
+    lineup: Lineup
     guarantee: Guarantee | None
 
     @property
@@ -122,7 +152,7 @@ class AttackStrip:
             f"similar of {plural(self.others, 'unrelated image')}"
         )
         if self.is_found:
-            return f"This attack found {sources}: {figures}."
+            return f"This attack found {sources}: {figures}. {self._order}"
         proof = "That it fails proves nothing, and no guarantee bounds a better attack"
         if self.guarantee is not None:
             proof = (
@@ -133,7 +163,21 @@ class AttackStrip:
                 proof = (
                     "That it fails proves nothing, and the study’s noise comes from a public seed"
                 )
-        return f"This attack did not find {sources}: {figures}. {proof}."
+        return f"This attack did not find {sources}: {figures}. {self._order} {proof}."
+
+    @property
+    def _order(self) -> str:
+        """The lineup in words."""
+        lineup, candidates = self.lineup, self.images + self.others
+        if self.images == 1:
+            place = f"It is number {lineup.rank:,} of {candidates:,} candidates by similarity"
+            return f"{place}, and chance gives any place alike."
+        verdict = "more often than" if lineup.is_better_than_chance else "about as often as"
+        return (
+            f"An image of the release is more similar than an unrelated one in "
+            f"{lineup.share * 100:.0f} % of pairs, {verdict} by chance "
+            f"(50 %, p = {lineup.p_value:.2g})."
+        )
 
 
 @frozen(eq=False, kw_only=True)
@@ -188,6 +232,9 @@ class AttackFacts:
                     "score": strip.score,
                     "chance": strip.chance,
                     "unrelated_images": strip.others,
+                    "rank": strip.lineup.rank,
+                    "share_of_pairs": strip.lineup.share,
+                    "p_value": strip.lineup.p_value,
                     "found": strip.is_found,
                     "sentence": strip.sentence,
                 }

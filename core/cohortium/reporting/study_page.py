@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cohortium.privacy.guarantee import Guarantee
+    from cohortium.privacy.membership import MembershipBound
     from cohortium.roles.values import AggregationGuarantee
 
 _MARK: Final = b'<meta name="generator" content="cohortium study">'
@@ -121,6 +122,7 @@ class StudyOutlook:
         decision: The last approval in a sentence, or "".
         inputs: Facts from which the parties' views follow.
         release: What leaves.
+        membership: Bounds on membership attacks, as a report after the run has them.
         charge: What it costs.
         study: Tables of the study.
         versions: The site's versions of the code.
@@ -135,6 +137,7 @@ class StudyOutlook:
     decision: str
     inputs: PartyInputs
     release: Release
+    membership: tuple[MembershipBound, ...]
     charge: Charge
     study: Mapping[str, Mapping[str, Any]]
     versions: Mapping[str, str]
@@ -182,7 +185,9 @@ def render_study_page(outlook: StudyOutlook) -> str:
                 "guarantee": guarantee,
                 "unit": None if guarantee is None else UNITS[guarantee.unit],
                 "factor": None if guarantee is None else max_likelihood_ratio(guarantee),
-                "detection": () if guarantee is None else detection_rates(guarantee),
+                "detection": ()
+                if guarantee is None
+                else detection_rates(guarantee, outlook.membership),
             },
             views=party_views(outlook.inputs),
             conditions=conditions(outlook.inputs),

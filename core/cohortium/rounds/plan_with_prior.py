@@ -15,7 +15,7 @@ from cohortium.privacy.membership import membership_bounds
 from cohortium.rounds.wrapped_plan import WrappedPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from cohortium.privacy.accounting import Mechanism
     from cohortium.privacy.guarantee import Guarantee
@@ -76,16 +76,11 @@ class PlanWithPrior(WrappedPlan):
         return self._composed(self.plan.guarantee, self._costs)
 
     @property
-    def spends(self) -> list[tuple[Mechanism, int]]:
-        """Mechanisms of the whole run and of the releases before it, with their numbers."""
-        return self._with_earlier(self._costs)
-
-    @property
     def _costs(self) -> Counter[AttemptCost]:
         return run_costs(self.plan, self.rounds, self.retries)
 
     def _with_earlier(self, costs: Counter[AttemptCost]) -> list[tuple[Mechanism, int]]:
-        return [*mechanisms_of(costs), *(each for known in self.earlier for each in known.spends)]
+        return [*mechanisms_of(costs), *earlier_spends(self)]
 
     def guarantee_after(self, rounds: Sequence[int]) -> Guarantee | None:
         """Return the guarantee of the releases before the run and of attempts at `rounds`."""
@@ -111,7 +106,7 @@ class PlanWithPrior(WrappedPlan):
         )
 
 
-def mechanisms_of(costs: Counter[AttemptCost]) -> list[tuple[Mechanism, int]]:
+def mechanisms_of(costs: Mapping[AttemptCost, int]) -> list[tuple[Mechanism, int]]:
     """Return the mechanisms of some attempts, with their numbers."""
     return [(cost.mechanism, n) for cost, n in costs.items() if cost.mechanism is not None]
 
@@ -121,12 +116,31 @@ def attack_bounds(run_config: RunConfig) -> tuple[MembershipBound, ...]:
 
     There are none without a guarantee, or if the noise came from a public seed.
     """
-    plan = run_config.plan
-    if plan.guarantee is None or plan.guarantee.simulation:
+    earlier = earlier_spends(run_config.plan)
+    return attack_bounds_of(run_config.plan.guarantee, run_config.costs(), earlier)
+
+
+def attack_bounds_of(
+    guarantee: Guarantee | None,
+    costs: Mapping[AttemptCost, int],
+    earlier: Iterable[tuple[Mechanism, int]],
+) -> tuple[MembershipBound, ...]:
+    """Return the bounds on membership attacks on a run with these costs, as `attack_bounds` does.
+
+    Args:
+        guarantee: The guarantee of the run, or None.
+        costs: The costs of its attempts.
+        earlier: Mechanisms of the releases before it, with their numbers.
+    """
+    if guarantee is None or guarantee.simulation:
         return ()
-    if isinstance(plan, PlanWithPrior):
-        return membership_bounds(plan.spends)
-    return membership_bounds(mechanisms_of(run_config.costs()))
+    return membership_bounds([*mechanisms_of(costs), *earlier])
+
+
+def earlier_spends(plan: PrivacyPlan) -> tuple[tuple[Mechanism, int], ...]:
+    """Return the mechanisms of the releases before a run that its guarantee counts."""
+    known = plan.earlier if isinstance(plan, PlanWithPrior) else ()
+    return tuple(each for releases in known for each in releases.spends)
 
 
 def with_prior(plan: PrivacyPlan, study: Study, federation_spec: FederationSpec) -> PrivacyPlan:

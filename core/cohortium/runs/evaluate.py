@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from cohortium.crypto.signing import SigningKey
     from cohortium.roles.protocols import Engine, Observer
     from cohortium.runs.prepare import PreparedStudy
     from cohortium.runs.result import Result
@@ -58,6 +59,7 @@ def evaluate(
     observers: Sequence[Observer],
     stop: Callable[[], bool],
     engine: Engine | None = None,
+    signing_key: SigningKey | None = None,
 ) -> Result:
     """Run an evaluation to its end, or continue the one in `out`.
 
@@ -70,6 +72,7 @@ def evaluate(
         observers: Observers of every event.
         stop: Whether the user has asked to stop.
         engine: A running engine to use in place of the study's.
+        signing_key: Key that signs the result, or None.
 
     Guarantees:
         The weights do not change.
@@ -81,9 +84,15 @@ def evaluate(
     """
     if out is None or not has_run(out):
         return start(
-            prepared, out=out, observers=observers, stop=stop, engine=engine, evaluated=evaluated
+            prepared,
+            out=out,
+            observers=observers,
+            stop=stop,
+            engine=engine,
+            evaluated=evaluated,
+            signing_key=signing_key,
         )
-    with RunDirectory.reopen(out, advice=ANOTHER) as folder:
+    with RunDirectory.reopen(out, advice=ANOTHER, signing_key=signing_key) as folder:
         return resume(prepared, folder, observers=observers, stop=stop, evaluated=evaluated)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import attrs
 import tomli_w
 
-from cohortium.errors import RunError
+from cohortium.errors import IdentityError, RunError
 from cohortium.rounds.coordinator import Coordinator
 from cohortium.rounds.joined_site import JoinedSiteFactory
 from cohortium.runs.driver import RunDriver
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from cohortium.crypto.signing import SigningKey
     from cohortium.roles.events import Event
     from cohortium.roles.protocols import Engine, Observer
     from cohortium.roles.sessions import EngineSession, SiteFactory
@@ -42,6 +43,7 @@ def start(
     engine: Engine | None = None,
     evaluated: EvaluatedWeights | None = None,
     due: DueEvaluations | None = None,
+    signing_key: SigningKey | None = None,
 ) -> Result:
     """Run a prepared study (see `Federation.run`).
 
@@ -53,8 +55,10 @@ def start(
         engine: A running engine to use in place of the study's.
         evaluated: Weights that an evaluation evaluates, or None where the sites train.
         due: Evaluations that the same connection serves, or None.
+        signing_key: Key that signs the results, or None.
     """
     run_state = _new_state(prepared, evaluated)
+    _require_own_key(signing_key, (prepared,) if due is None else (prepared, due.prepared))
     both = (prepared,) if due is None else (prepared, due.prepared)
     run = _Run.of(observers, stop, due)
     # The folder last: until then, each party may refuse, and nothing has to be removed.
@@ -65,11 +69,11 @@ def start(
         run = attrs.evolve(run, exchange=exchange)
         evaluation = None
         if out is not None:
-            _create(run_state, out, stack)
+            _create(run_state, out, stack, signing_key)
         if due is not None:
             evaluation_state = _new_state(due.prepared)
             if out is not None:
-                _create(evaluation_state, out / EVALUATION, stack)
+                _create(evaluation_state, out / EVALUATION, stack, signing_key)
             evaluation = run.evaluations(evaluation_state, run_state, due)
         return run.execute(run_state, site_warnings, evaluated, evaluation)
 
@@ -93,13 +97,14 @@ def resume(
         evaluated: Weights that an evaluation evaluates, or None where the sites train.
         due: Evaluations that the same connection serves, or None.
     """
+    _require_own_key(folder.signing_key, (prepared,))
     run_state = _restored_state(prepared, folder, evaluated)
     _remember_observers(prepared, folder)
     run = _Run.of(observers, stop, due)
     states = [run_state]
     with contextlib.ExitStack() as stack:
         if due is not None:
-            states.append(_reopened(due, run_state, folder.path / EVALUATION, stack))
+            states.append(_reopened(due, run_state, folder, stack))
         both = tuple(state.prepared for state in states)
         with _engine_session(both, _folders(folder.path)) as (exchange, site_warnings):
             run = attrs.evolve(run, exchange=exchange)
@@ -199,10 +204,15 @@ def _new_state(prepared: PreparedStudy, evaluated: EvaluatedWeights | None = Non
     return RunState(prepared=prepared, coordinator=coordinator)
 
 
-def _create(run_state: RunState, out: Path, stack: contextlib.ExitStack) -> None:
+def _create(
+    run_state: RunState,
+    out: Path,
+    stack: contextlib.ExitStack,
+    signing_key: SigningKey | None,
+) -> None:
     """Store a new run in `out`."""
     study = run_state.prepared.federation.as_toml()
-    run_state.folder = stack.enter_context(RunDirectory.create(out, study))
+    run_state.folder = stack.enter_context(RunDirectory.create(out, study, signing_key=signing_key))
     run_state.fingerprint = run_fingerprint(run_state.prepared)
 
 
@@ -228,23 +238,41 @@ def _restored_state(
 
 
 def _reopened(
-    due: DueEvaluations, trained: RunState, place: Path, stack: contextlib.ExitStack
+    due: DueEvaluations, trained: RunState, folder: RunDirectory, stack: contextlib.ExitStack
 ) -> RunState:
     """Return the state of the evaluation of an interrupted training.
 
     Raises:
         RunError: The evaluation is missing, though rounds of training are completed.
     """
+    place, signing_key = folder.path / EVALUATION, folder.signing_key
     if has_run(place):
-        return _restored_state(due.prepared, stack.enter_context(RunDirectory.reopen(place)))
+        reopened = stack.enter_context(RunDirectory.reopen(place, signing_key=signing_key))
+        return _restored_state(due.prepared, reopened)
     if trained.history and due.every:
         raise RunError(
             f"{place} is gone, though evaluations are charged there; put the whole folder back as "
             "it was, or start another run."
         )
     run_state = _new_state(due.prepared)
-    _create(run_state, place, stack)
+    _create(run_state, place, stack, signing_key)
     return run_state
+
+
+def _require_own_key(key: SigningKey | None, runs: tuple[PreparedStudy, ...]) -> None:
+    """Refuse a site's key as the coordinator's.
+
+    Raises:
+        IdentityError: The key is in a run's directory of keys.
+    """
+    directories = [prepared.run_config.directory for prepared in runs]
+    if key is not None and any(
+        each is not None and key.public in each.keys for each in directories
+    ):
+        raise IdentityError(
+            "the key that is to sign the result is a site's in the key directory; the coordinator "
+            "needs a key of its own, which `cohortium keygen` makes."
+        )
 
 
 def _remember_observers(prepared: PreparedStudy, folder: RunDirectory) -> None:

@@ -11,13 +11,18 @@ from cohortium.errors import RequestError, RunError
 from cohortium.ledger.ledger import Ledger
 from cohortium.runs.checkpoint import Checkpoint, RunLog
 from cohortium.runs.result import EVALUATION, LAST, OLDER, RESULT
-from cohortium.runs.run_files import RunFiles
+from cohortium.runs.run_files import RunFiles, result_bytes
+from cohortium.runs.signatures import SIGNATURES, coordinator_signature
 from cohortium.storage.atomic import UNFINISHED, require_room, sweep
 from cohortium.storage.writable import check_directory_writable, require_text
+from cohortium.text import truncate
 
 if TYPE_CHECKING:
     from collections.abc import Collection
     from pathlib import Path
+
+    from cohortium.crypto.signing import SigningKey
+    from cohortium.runs.result import Result
 
 
 SEARCH = "search.json"
@@ -26,6 +31,9 @@ SEARCH = "search.json"
 LOG, CHECKPOINT = "checkpoint/run.log", "checkpoint/state.safetensors"
 STUDY, LEDGER, STATES = "study.toml", "ledger.sqlite", "trainer_state"
 """Paths in a run's directory."""
+
+SIGNER = "checkpoint/signer"
+"""Public key that is to sign the result. Runs without one have no such file."""
 
 
 @frozen(eq=False)
@@ -36,17 +44,29 @@ class RunDirectory(RunFiles):
         Every file is written next to its place, made durable, and then moved there.
         A reader, or a crash, sees the old file or the new one and nothing between.
 
+        A run with a signing key has no result without its signature. It continues with this key
+        alone.
+
     Attributes:
         log: Log of the attempts and rounds.
+        signing_key: Key that signs the result as the coordinator, or None.
     """
 
     log: RunLog = field(repr=False)
+    signing_key: SigningKey | None = field(default=None, repr=False)
 
     @classmethod
-    def create(cls, path: Path, study: str) -> RunDirectory:
+    def create(
+        cls, path: Path, study: str, *, signing_key: SigningKey | None = None
+    ) -> RunDirectory:
         """Create a directory for a new run of `study`.
 
         It stores the study as it was resolved.
+
+        Args:
+            path: The directory.
+            study: The study's TOML.
+            signing_key: Key that signs the result, or None.
 
         Raises:
             RequestError: The directory cannot be created, or has a run already.
@@ -55,12 +75,13 @@ class RunDirectory(RunFiles):
             path.mkdir(parents=True, exist_ok=True)
             _require_no_run(path)
             (path / LOG).parent.mkdir(exist_ok=True)
-            folder = cls(path, RunLog.open(path / LOG))
+            folder = cls(path, RunLog.open(path / LOG), signing_key)
         except OSError as error:
             raise RequestError(f"cannot write to {path}: {error.strerror}.") from error
         try:
             # Check again: another process may have chosen the same folder.
             _require_no_run(path)
+            folder._name_signer()
             folder._write(STUDY, study.encode())
             folder.log.log_opening()
         except BaseException:
@@ -69,15 +90,19 @@ class RunDirectory(RunFiles):
         return folder
 
     @classmethod
-    def reopen(cls, path: Path, *, advice: str = "") -> RunDirectory:
+    def reopen(
+        cls, path: Path, *, advice: str = "", signing_key: SigningKey | None = None
+    ) -> RunDirectory:
         """Open the directory of an interrupted run.
 
         Args:
             path: The directory.
             advice: What to do if the run is complete.
+            signing_key: Key that signs the result, or None.
 
         Raises:
-            RequestError: The directory has no run, or one that is complete or in progress.
+            RequestError: The directory has no run, or one that is complete or in progress. Or its
+                result is to be signed with another key.
             RunError: The directory is damaged, or cannot be written.
         """
         study_path(path)
@@ -86,10 +111,15 @@ class RunDirectory(RunFiles):
         if has_log or not (path / RESULT).exists():
             try:
                 (path / LOG).parent.mkdir(exist_ok=True)
-                folder = cls(path, RunLog.open(path / LOG))
+                folder = cls(path, RunLog.open(path / LOG), signing_key)
             except OSError as error:
                 raise RunError(f"cannot write to {path}: {error.strerror}.") from error
             if not folder.log.is_complete:
+                try:
+                    folder._require_signer()
+                except BaseException:
+                    folder.close()
+                    raise
                 folder.remove_partial_files()
                 if not has_checkpoint(path):
                     folder.log.log_opening()
@@ -109,6 +139,40 @@ class RunDirectory(RunFiles):
         except OSError as error:
             self.close()
             raise RunError(f"cannot write to {self.path}: {error.strerror}.") from error
+
+    def write_result(self, result: Result) -> None:
+        """Write the result, after its signature."""
+        if self.signing_key is not None:
+            data = result_bytes(result)
+            made = coordinator_signature(data, result.weights_sha256, self.signing_key)
+            self._write(SIGNATURES, made)
+        super().write_result(result)
+
+    def _name_signer(self) -> None:
+        """Store which key is to sign the result."""
+        if self.signing_key is None:
+            (self.path / SIGNER).unlink(missing_ok=True)  # of a process killed at its start
+        else:
+            self._write(SIGNER, self.signing_key.public.hex().encode() + b"\n")
+
+    def _require_signer(self) -> None:
+        """Refuse to continue without the key that is to sign the result."""
+        path = self.path / SIGNER
+        try:
+            named = path.read_bytes()[:1000].decode("ascii", "replace").strip()
+        except FileNotFoundError:
+            named = ""
+        except OSError as error:
+            raise RunError(f"cannot read {path}: {error.strerror}.") from error
+        given = "" if self.signing_key is None else self.signing_key.public.hex()
+        if named and given != named:
+            raise RequestError(
+                f"the result of {self.path} is to be signed with the key that begins with "
+                f"{truncate(named[:16])}; "
+                f"give it with --sign-with, or remove {path} and sign later with `cohortium sign`."
+            )
+        if given and not named:
+            self._name_signer()
 
     def close(self) -> None:
         """Close the directory, so that another process can open it."""
@@ -289,7 +353,7 @@ def _require_no_run(path: Path) -> None:
 
     Leftovers of a process that was killed at its start are allowed.
     """
-    left = {path / LOG, (path / LOG).parent}
+    left = {path / LOG, (path / LOG).parent, path / SIGNER}
     found = [p for p in path.rglob("*") if p not in left and p.suffix != UNFINISHED]
     if not found:
         return

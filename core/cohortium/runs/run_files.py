@@ -125,8 +125,7 @@ class RunFiles:
 
     def write_result(self, result: Result) -> None:
         """Write the result."""
-        text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
-        self._write(RESULT, text.encode() + b"\n")
+        self._write(RESULT, result_bytes(result))
 
     def _write_weights(
         self, name: str, weights: Mapping[str, Tensor], notes: dict[str, str]
@@ -148,3 +147,9 @@ class RunFiles:
             yield target
         except OSError as error:
             raise RunError(f"cannot write {target}: {error.strerror}.") from error
+
+
+def result_bytes(result: Result) -> bytes:
+    """Return the bytes of `result.json`."""
+    text = json.dumps(result.as_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    return text.encode() + b"\n"

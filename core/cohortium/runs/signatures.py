@@ -146,25 +146,43 @@ def sign_result(
     if found is None:
         raise RequestError(f"the run in {folder} is not finished, so there is nothing to sign.")
     result, weights = found
-    made = Signature(
-        role="coordinator" if site is None else "site",
-        site=site or 0,
-        session=session.hex(),
-        releases=releases,
-        result_sha256=result,
-        weights_sha256=weights,
-        key=key.public.hex(),
+    made = _signed(
+        Signature(
+            role="coordinator" if site is None else "site",
+            site=site or 0,
+            session=session.hex(),
+            releases=releases,
+            result_sha256=result,
+            weights_sha256=weights,
+            key=key.public.hex(),
+        ),
+        key,
     )
-    made = msgspec.structs.replace(made, signature=key.sign(made.signed_text).hex())
     others = [each for each in _read(folder) if (each.role, each.site) != (made.role, made.site)]
     if len(others) >= MAX_SIGNATURES:
         raise RecordError(f"{folder / SIGNATURES} has {MAX_SIGNATURES} signatures already.")
-    data = msgspec.json.format(msgspec.json.encode([*others, made]), indent=1)
     try:
-        atomic_write(folder / SIGNATURES, data + b"\n")
+        atomic_write(folder / SIGNATURES, _to_json([*others, made]))
     except OSError as error:
         raise RunError(f"cannot write {folder / SIGNATURES}: {error.strerror}.") from error
     return made
+
+
+def coordinator_signature(result: bytes, weights_sha256: str, key: SigningKey) -> bytes:
+    """Return the file of signatures for a new result, which its coordinator alone has signed.
+
+    Args:
+        result: Bytes of `result.json`.
+        weights_sha256: Digest of the final weights.
+        key: The coordinator's key.
+    """
+    made = Signature(
+        role="coordinator",
+        result_sha256=hashlib.sha256(result).hexdigest(),
+        weights_sha256=weights_sha256,
+        key=key.public.hex(),
+    )
+    return _to_json([_signed(made, key)])
 
 
 def seen_signatures(
@@ -176,10 +194,14 @@ def seen_signatures(
         folder: Folder of a run.
         directory: The sites' public keys, or None.
 
+    Returns:
+        The signatures, none if the run has no result yet.
+
     Raises:
         RecordError: The file of signatures is damaged.
     """
-    made = _read(folder)
+    # A run that ends writes the signature before the result that it covers.
+    made = _read(folder) if (folder / RESULT).exists() else []
     digests = _digests(folder) if made else None
     found = [
         SeenSignature(
@@ -195,11 +217,18 @@ def seen_signatures(
 def summarize(seen: Sequence[SeenSignature], *, covers_weights: bool = True) -> str:
     """Return whose signatures were seen, in one sentence, or "" without any.
 
+    It names the key of a signer for whom no directory vouches, because anybody can sign with some
+    key as the coordinator.
+
     Args:
         seen: The signatures.
         covers_weights: Whether the used weights are the final ones, which a result names.
     """
-    valid = [each.who for each in seen if each.is_valid and each.is_vouched is not False]
+    valid = [
+        each.who + ("" if each.is_vouched else f" (key {each.made.key[:16]}…)")
+        for each in seen
+        if each.is_valid and each.is_vouched is not False
+    ]
     broken = [each.who for each in seen if not (each.is_valid and each.is_vouched is not False)]
     parts = []
     if valid:
@@ -210,6 +239,14 @@ def summarize(seen: Sequence[SeenSignature], *, covers_weights: bool = True) -> 
         return ""
     rest = "" if covers_weights else ", which does not cover the weights of the best round"
     return f"the result is {' and '.join(parts)}{rest}."
+
+
+def _signed(made: Signature, key: SigningKey) -> Signature:
+    return msgspec.structs.replace(made, signature=key.sign(made.signed_text).hex())
+
+
+def _to_json(made: Sequence[Signature]) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(made), indent=1) + b"\n"
 
 
 def _is_vouched(made: Signature, directory: KeyDirectory | None) -> bool | None:

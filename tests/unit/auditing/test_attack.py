@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cohortium.auditing.inversion import Inversion
 from cohortium.data.examples import DataSpec
 from cohortium.errors import CohortiumError, DataError, RequestError
 from cohortium.reporting.attack_page import AttackFacts, render_attack_page, write_attack_page
+from cohortium.runs.prepare import PreparedStudy
 from cohortium.testing import samples
 from cohortium_cnn import CNN
 from cohortium_fedavg import FedAvg
@@ -69,13 +71,16 @@ class Normed:
 def play(**changes: Any) -> AttackFacts:
     steps = changes.pop("steps", 60)
     images = changes.pop("images", "made-up")
+    return attack(study(**changes), steps=steps, images=images)
+
+
+def study(**changes: Any) -> PreparedStudy:
     parts: dict[str, Any] = {
         "dataset": QuadrantImages(examples=80), "model": Perceptron(),
         "trainer": FedSGD(sampling_rate=1.0), "privatizer": NOISED, "aggregator": SHARED,
         "min_contributors": 4, "max_colluding": 1, "sites": 4, "seed": 3,
     }  # fmt: skip
-    prepared = tiny_federation(**(parts | changes)).prepare()
-    return attack(prepared, steps=steps, images=images)
+    return tiny_federation(**(parts | changes)).prepare()
 
 
 def unprotected(**changes: Any) -> AttackFacts:
@@ -94,11 +99,14 @@ def test_attack_finds_bare_image_and_not_noised(facts: AttackFacts) -> None:
     assert (bare.kind, bare.images, bare.is_seen) == ("bare", 1, False)
     assert bare.is_found
     assert bare.score > 0.99
+    assert (bare.lineup.rank, bare.lineup.share) == (1, 1.0)
+    assert bare.lineup.p_value == pytest.approx(1 / (OTHERS + 1))
+    assert "It is number 1 of 65 candidates" in bare.sentence
     assert (summed.kind, summed.sites, summed.images) == ("summed", 4, 80)
     assert (seen.kind, seen.is_seen, seen.sites, seen.images) == ("seen", True, 4, 80)
     assert not seen.is_found
-    assert seen.score < seen.chance + 0.1
     assert "did not find" in seen.sentence
+    assert "of pairs, about as often as by chance (50 %" in seen.sentence
     assert "proves nothing, the guarantee does (ε = 6" in seen.sentence
 
 
@@ -107,11 +115,36 @@ def test_gradient_matching_finds_bare_image_and_not_noised() -> None:
     bare, _, seen = facts.strips
     assert bare.is_found
     assert bare.score > 0.9
+    assert bare.lineup.rank == 1
     assert "infers the label" in bare.method
+    # Smooth images correlate by luck. The most similar of both kinds is of either as often.
     assert not seen.is_found
-    # Smooth images correlate by luck: the score is nearer to chance than to the bare one.
-    assert seen.score - seen.chance < bare.score - seen.score
+    assert not seen.lineup.is_better_than_chance
     assert not facts.is_open
+
+
+@pytest.mark.parametrize("pool", [1, 2])
+def test_noised_release_tells_images_from_unrelated_ones_no_better_than_chance(pool: int) -> None:
+    seeds = 8
+    prepared = study(model=Perceptron(pool=pool))
+    plays = [attack(prepared, steps=60, seed=seed).strips for seed in range(seeds)]
+    seen = [strips[-1] for strips in plays]
+    assert [strip.kind for strip in seen] == ["seen"] * seeds
+    assert not any(strip.is_found or strip.lineup.is_better_than_chance for strip in seen)
+    # The variance of a share, under the hypothesis that both kinds are alike.
+    n, m = seen[0].images, seen[0].others
+    error = math.sqrt((n + m + 1) / (12 * n * m) / seeds)
+    shares = [strip.lineup.share for strip in seen]
+    assert abs(float(np.mean(shares)) - 0.5) < 4 * error
+    # With the same images and without protection, each one is picked out of 65.
+    assert [strips[0].lineup.rank for strips in plays] == [1] * seeds
+
+
+def test_exact_sum_of_few_images_tells_them_from_unrelated_ones() -> None:
+    """The lineup notices what no reconstruction shows."""
+    prepared = study(dataset=QuadrantImages(examples=8), privatizer="none")
+    summed = [attack(prepared, steps=60, seed=seed).strips[1] for seed in range(8)]
+    assert np.mean([strip.lineup.share for strip in summed]) > 0.6
 
 
 def test_features_identify_bare_image() -> None:

@@ -5,27 +5,42 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from attrs import define
 
-from cohortium import Federation
+from cohortium import Federation, reporting
 from cohortium.deployment.approvals import MAX_STORED, MAX_WAITING, WAITING_DAYS, ApprovalStore
 from cohortium.deployment.audit_trail import AuditTrail
 from cohortium.deployment.study_facts import StudyFacts
+from cohortium.deployment.study_outlook import study_outlook
 from cohortium.deployment.study_record import InvitedStudy, study_digest
-from cohortium.errors import RefusalError, RequestError, RunError, StudyError
+from cohortium.errors import (
+    RecordError,
+    RefusalError,
+    RequestError,
+    RunError,
+    StudyError,
+)
 from cohortium.messages.deployment import Acceptance, Invitation
 from cohortium.messages.run import Refusal, Reply
 from cohortium.reporting.stored import Terms
+from cohortium.reporting.study_page import render_study_page
+from cohortium.rounds.plan_with_prior import attack_bounds
 from cohortium.rounds.site import Site
 from cohortium.runs.invite import collect_versions
 from cohortium.storage.hash_chain import links
 from cohortium.study import toml
+from cohortium.study.measurement import PriorRelease
+from cohortium_fedsgd import FedSGD
+from cohortium_gaussian import Gaussian
 from tests.support.command_line import cohortium
+from tests.support.federations import tiny_federation
 from tests.support.rehearsed_site import (
     SITES,
     RehearsedSite,
@@ -269,6 +284,20 @@ def test_commands_show_and_decide(
         cohortium("studies", str(rehearsed[0] / "site-0" / "site.toml"))
 
 
+def test_approval_without_its_line_is_found(site: RehearsedSite, invitation: Invitation) -> None:
+    site.send(invitation)
+    path = site.folder / "audit.jsonl"
+    with store_of(site) as store:
+        (record,) = store.studies()
+        before = path.read_bytes()
+        store.now = lambda: dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1)
+        store.approve(record.digest, by="A. Meyer", until=TODAY + 2 * DAY)
+    assert cohortium("trail", str(site.folder / "site.toml"), "--check")[0] == 0
+    path.write_bytes(before)
+    with pytest.raises(RecordError, match=r"the approval of study .* has no line"):
+        cohortium("trail", str(site.folder / "site.toml"), "--check")
+
+
 @define
 class Hall:
     """An engine with one server for each site."""
@@ -305,11 +334,46 @@ def test_lead_waits_before_the_first_round(
     digests = {approve(site) for site in sites}
     assert len(digests) == 1, "hospitals can compare the digest"
     assert f"the study {digests.pop()[:16]} has no approval" in str(waits.value)
-    result = deployed.run(engine=Hall(sites))
+    result = deployed.run(tmp_path / "run", engine=Hall(sites))
     assert result.rounds == 2
+    before, after = promise_before(sites[0]), promise_after(tmp_path / "run")
+    assert before == after
+    assert "wrong about 1 in 1,000 that did not" in before
+    with store_of(sites[0]) as store:
+        (record,) = store.studies()
+    assert record.facts.membership == result.membership
     assert [site.charged() for site in sites] == [2, 2]
     for site in sites:
         site.stop()
+
+
+PROMISE = re.compile(r'<p class="lede">.*?</p>\n<p class="note">.*?</p>', re.DOTALL)
+"""What a page says about the guarantee."""
+
+
+def promise_before(site: RehearsedSite) -> str:
+    with store_of(site) as store:
+        (record,) = store.studies()
+    page = render_study_page(study_outlook(record, site.config, site.folder / "site.toml"))
+    return str(PROMISE.findall(page)[0])
+
+
+def promise_after(folder: Path) -> str:
+    return str(PROMISE.findall(reporting.write([folder]).read_text())[0])
+
+
+def test_facts_count_the_releases_before_a_run() -> None:
+    study = tiny_federation(
+        privatizer=Gaussian(epsilon=6.0, delta=1e-3, unit="site"),
+        trainer=FedSGD(sampling_rate=1.0),
+        prior=PriorRelease(noise_multiplier=4.0, unit="site"),
+    )
+    run_config = study.prepare().run_config
+    facts = StudyFacts.of(study, run_config, data="chest", use="train")
+    assert facts.membership == attack_bounds(run_config)
+    alone = msgspec.structs.replace(facts, earlier=())
+    for with_prior, without in zip(facts.membership, alone.membership, strict=True):
+        assert with_prior.true_positive_rate > without.true_positive_rate
 
 
 # --- Decisions -----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -22,8 +23,13 @@ from cohortium.deployment.log_throttle import MAX_SENTENCES
 from cohortium.deployment.trail_check import check_lines, check_trail, is_signed_by
 from cohortium.deployment.trail_entries import SignedHead
 from cohortium.errors import RecordError, RequestError, RunError
-from cohortium.messages.codec import encode
-from cohortium.messages.deployment import Acceptance, IdentifyRequest, Invitation
+from cohortium.messages.codec import decode, encode
+from cohortium.messages.deployment import (
+    Acceptance,
+    IdentifyReply,
+    IdentifyRequest,
+    Invitation,
+)
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.storage.hash_chain import HashChain
 from tests.support.altered_lines import altered, is_cut
@@ -123,11 +129,25 @@ def test_nothing_leaves_or_is_charged_without_room_for_its_entry(
     assert isinstance(site.send(first_request(invitation)), Reply)
 
 
-def test_refusals_have_a_bounded_number_of_entries(site: RehearsedSite) -> None:
+def test_refusals_and_identify_replies_have_a_bounded_number_of_entries(
+    site: RehearsedSite,
+) -> None:
     for _ in range(3 * MAX_SENTENCES):
         site.send(b"?")
-        site.server.answer(encode(IdentifyRequest(bytes(32))), b"")
-    assert site.events() == ["opened", *["refused"] * MAX_SENTENCES]
+        decode(site.server.answer(encode(IdentifyRequest(bytes(32))), b""), IdentifyReply)
+    assert site.events() == ["opened", *["refused", "identified"] * MAX_SENTENCES]
+
+
+def test_site_does_not_identify_itself_without_an_entry(
+    site: RehearsedSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> NoReturn:
+        raise FULL
+
+    monkeypatch.setattr(HashChain, "_write", full)
+    refusal = site.send(encode(IdentifyRequest(bytes(32))))
+    assert isinstance(refusal, Refusal)
+    assert refusal.code == "trail"
 
 
 def test_omitted_refusals_are_counted(tmp_path: Path) -> None:
@@ -137,8 +157,11 @@ def test_omitted_refusals_are_counted(tmp_path: Path) -> None:
         trail.refused(b"")
     seconds = 61.0
     trail.refused(b"")
+    trail.identified()
     trail.close()
-    assert b'"omitted":7' in (tmp_path / "trail").read_bytes().splitlines()[-1]
+    *_, refused, identified = (tmp_path / "trail").read_bytes().splitlines()
+    assert b'"omitted":7' in refused
+    assert b'"omitted":0' in identified
 
 
 # --- The check -----------------------------------------------------------------------------------
@@ -193,6 +216,40 @@ def test_rewritten_trail_is_signed_by_another_key(tmp_path: Path) -> None:
     chain.close()
     with pytest.raises(RecordError, match="the signature of line 1 is not the site's"):
         check_trail(forged, [KEYS[0].public])
+
+
+def forge(path: Path, key: SigningKey) -> None:
+    """Replace all but the first line by others, as somebody does who has another key."""
+    first = path.read_bytes().splitlines(keepends=True)[0]
+    path.write_bytes(first)
+    forger = AuditTrail(path, 0, key, now=lambda: NOON)
+    forger.accepted(bytes(16), "00", "train")
+    forger.close()
+
+
+def test_lines_of_a_forger_are_not_vouched_for_by_later_ones(tmp_path: Path) -> None:
+    path = tmp_path / "trail"
+    write_trail(path, KEYS[0])
+    forge(path, KEYS[2])
+    # The site goes on, and its key signs the last line again.
+    write_trail(path, KEYS[0])
+    found = check_trail(path, [KEYS[0].public])
+    assert (found.keys[1], found.changes) == (KEYS[2].public.hex(), (2, 4))
+    with pytest.raises(RecordError, match="lines from 2 on are signed by the key"):
+        check_trail(path, [KEYS[0].public], replaced=[KEYS[1].public])
+    assert check_trail(path, [KEYS[0].public], replaced=[KEYS[2].public]).keys == found.keys
+
+
+def test_nothing_follows_a_line_without_the_signature_of_the_key_in_force(tmp_path: Path) -> None:
+    path = tmp_path / "trail"
+    write_trail(path, KEYS[0])
+    chain = HashChain(path, KEYS[2].sign)
+    chain.append(b'{"event":"started","at":"2027-03-01T12:00:00Z","version":"1"}')
+    chain.close()
+    before = path.read_bytes()
+    with pytest.raises(RunError, match="the signature of its last line, 3, is not the site's"):
+        AuditTrail(path, 0, KEYS[0])
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -316,3 +373,58 @@ def test_command_fails_for_an_altered_trail(
         cohortium("trail", own, "--check")
     with pytest.raises(RunError, match="line 1 is not what was written"):
         RehearsedSite(folder)
+
+
+def later(site: RehearsedSite, invitation: Invitation) -> Path:
+    """Return the answer's file, whose time is a minute after the trail was opened."""
+    path = site.folder / "runs" / invitation.session.hex() / "reply"
+    moment = time.time() + 60
+    os.utime(path, (moment, moment))
+    return path
+
+
+def test_answer_without_its_line_is_found(
+    site: RehearsedSite, rehearsed: tuple[Path, Invitation]
+) -> None:
+    """Lines at the end are gone, or one looks as if a crash had torn it."""
+    invitation = again(rehearsed[1])
+    site.send(invitation)
+    site.send(first_request(invitation))
+    later(site, invitation)
+    path, own = site.folder / "audit.jsonl", str(site.folder / "site.toml")
+    status, out, _ = cohortium("trail", own, "--check")
+    assert (status, "none altered" in out) == (0, True)
+    whole = path.read_bytes()
+    start = whole.rindex(b"\n", 0, -1) + 1
+    for kept in (start, start + 40):
+        path.write_bytes(whole[:kept])
+        assert check_trail(path).is_torn == (kept > start)
+        for option in ("--check", "--head"):
+            with pytest.raises(RecordError, match=r"the last answer in run .* has no line"):
+                cohortium("trail", own, option)
+
+
+def test_older_ledger_is_found(site: RehearsedSite, rehearsed: tuple[Path, Invitation]) -> None:
+    invitation = again(rehearsed[1])
+    ledger = site.config.account.ledger.path
+    older = ledger.read_bytes()
+    site.send(invitation)
+    site.send(first_request(invitation))
+    own = str(site.folder / "site.toml")
+    assert cohortium("trail", own, "--check")[0] == 0
+    ledger.write_bytes(older)
+    with pytest.raises(RecordError, match="the ledger has no charge for 1 of 1 releases"):
+        cohortium("trail", own, "--check")
+
+
+def test_older_files_do_not_contradict_a_new_trail(
+    site: RehearsedSite, rehearsed: tuple[Path, Invitation]
+) -> None:
+    invitation = again(rehearsed[1])
+    site.send(invitation)
+    site.send(first_request(invitation))
+    os.utime(site.folder / "runs" / invitation.session.hex() / "reply", (1e9, 1e9))
+    site.stop()
+    (site.folder / "audit.jsonl").unlink()
+    site.start()
+    assert cohortium("trail", str(site.folder / "site.toml"), "--check")[0] == 0

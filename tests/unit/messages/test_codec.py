@@ -91,3 +91,10 @@ def test_changed_bytes_decode_or_are_refused(data: st.DataObject) -> None:
         valid[data.draw(st.integers(0, len(valid) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(MessageError):
         decode(bytes(valid), Request)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+def test_state_of_a_plan_is_finite(number: float) -> None:
+    sent = msgspec.structs.replace(REQUEST, plan_state=(1.0, number))
+    with pytest.raises(MessageError, match="float"):
+        decode(encode(sent), Request)

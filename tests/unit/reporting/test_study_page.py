@@ -12,6 +12,7 @@ from attrs import evolve
 
 from cohortium.errors import RequestError
 from cohortium.privacy.guarantee import Guarantee
+from cohortium.privacy.membership import MembershipBound
 from cohortium.reporting.parties import PartyInputs, party_views
 from cohortium.reporting.stored import Terms
 from cohortium.reporting.study_page import (
@@ -43,6 +44,10 @@ OUTLOOK = StudyOutlook(
         ),
     ),
     release=Release(attempts=42, rounds=40, values=4802, size=16_000, is_measurement=False),
+    membership=(
+        MembershipBound(false_positive_rate=0.001, true_positive_rate=0.07641),
+        MembershipBound(false_positive_rate=0.01, true_positive_rate=0.2),
+    ),
     charge=Charge(
         data="chest", use="train", now="0", after=("6", "8.49"), delta=1e-5,
         scope="one patient against everyone", budget="ε = 8", is_within=True,
@@ -71,6 +76,8 @@ def test_page_has_the_reports_own_section_before_the_run() -> None:
             assert words in page
     assert "Bounded for all images of any one patient" in page
     assert 'id="over"' not in page
+    assert "wrong about 1 in 1,000 that did not, finds at most 7.7 % of those" in found
+    assert "wrong about 1 in 100 that did not, finds at most 20.0 % of those" in found
 
 
 def with_inputs(**changes: Any) -> StudyOutlook:

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tomli_w
 
+from cohortium import EvaluationPlan
 from cohortium.crypto.randomness import Randomness
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.deployment.audit_trail import AuditTrail
-from cohortium.errors import CohortiumError, RecordError, RequestError
+from cohortium.errors import (
+    CohortiumError,
+    IdentityError,
+    RecordError,
+    RequestError,
+    RunError,
+    StoppedError,
+)
 from cohortium.messages.run import Request
+from cohortium.runs.run_directory import SIGNER
+from cohortium.runs.run_files import RunFiles
 from cohortium.runs.signatures import SIGNATURES, seen_signatures, sign_result, summarize
-from tests.support.command_line import cohortium
+from tests.support.command_line import PARTS, cohortium
 from tests.support.federations import tiny_federation
 
 LEAD, SITE, OTHER = (SigningKey.generate(Randomness.insecure_from_seed(seed)) for seed in (1, 2, 3))
@@ -45,7 +56,10 @@ def test_signatures_of_coordinator_and_sites_are_seen(run: Path) -> None:
     assert (lead.who, lead.is_valid, lead.is_vouched) == ("the coordinator", True, None)
     assert (site.who, site.is_valid, site.is_vouched) == ("site 1", True, True)
     assert str(site).endswith("as in the directory, 3 releases in run 00010203")
-    assert summarize((lead, site)) == "the result is signed by the coordinator, site 1."
+    key = LEAD.public.hex()[:16]
+    told = summarize((lead, site))
+    assert told == f"the result is signed by the coordinator (key {key}…), site 1."
+    assert f"site 1 (key {SITE.public.hex()[:16]}…)" in summarize(seen_signatures(run))
 
 
 @pytest.mark.parametrize(
@@ -109,11 +123,11 @@ def test_commands_say_whose_signatures_they_saw(run: Path, tmp_path: Path) -> No
     status, out, _ = cohortium("sign", str(run), "--key", str(tmp_path / "lead.pem"))
     assert status == 0
     assert out.startswith("the coordinator: key ")
-    words = "the result is signed by the coordinator."
+    words = f"the result is signed by the coordinator (key {LEAD.public.hex()[:16]}…)."
     _, _, err = cohortium("export", str(run), "--out", str(tmp_path / "model"))
     assert words in err
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "The result is signed by the coordinator." in card
+    assert f"T{words[1:]}" in card
     cohortium("report", str(run))
     assert "Signature of the coordinator: key" in (run / "report.html").read_text()
     with pytest.raises(RequestError, match="give one"):
@@ -156,3 +170,103 @@ def test_weights_of_another_result_are_not_signed(run: Path, tmp_path: Path) -> 
     with pytest.raises(CohortiumError, match="weights"):
         cohortium("sign", str(run), "--key", str(tmp_path / "lead.pem"))
     assert not (run / SIGNATURES).exists()
+
+
+def stop_before(attempt: int) -> Callable[[], bool]:
+    count = iter(range(attempt))
+    return lambda: next(count, None) is None
+
+
+def test_run_signs_its_result_by_itself_also_after_a_resumption(tmp_path: Path) -> None:
+    study, folder = tiny_federation(rounds=2, sites=2), tmp_path / "run"
+    with pytest.raises(StoppedError):
+        study.run(folder, stop=stop_before(1), signing_key=LEAD)
+    for key in (None, OTHER):
+        with pytest.raises(RequestError, match=f"begins with '{LEAD.public.hex()[:16]}"):
+            study.resume(folder, signing_key=key)
+    study.resume(folder, signing_key=LEAD)
+    (seen,) = seen_signatures(folder)
+    assert (seen.who, seen.is_valid, seen.made.key) == ("the coordinator", True, LEAD.public.hex())
+
+
+def test_key_may_be_given_for_the_first_time_to_a_resumption(tmp_path: Path) -> None:
+    study, folder = tiny_federation(rounds=2, sites=2), tmp_path / "run"
+    with pytest.raises(StoppedError):
+        study.run(folder, stop=stop_before(1))
+    with pytest.raises(StoppedError):
+        study.resume(folder, stop=stop_before(0), signing_key=LEAD)
+    with pytest.raises(RequestError, match=r"remove .*signer and sign later"):
+        study.resume(folder)
+    (folder / SIGNER).unlink()
+    study.resume(folder)
+    assert seen_signatures(folder) == ()
+
+
+def test_evaluation_is_signed_too(tmp_path: Path) -> None:
+    study = tiny_federation(
+        rounds=1, sites=2, holdout_fraction=0.4, evaluation=EvaluationPlan(parts=("accuracy",))
+    )
+    study.run(tmp_path / "run", signing_key=LEAD)
+    for folder in (tmp_path / "run", tmp_path / "run" / "evaluation"):
+        assert [seen.is_valid for seen in seen_signatures(folder)] == [True]
+
+
+def test_there_is_never_a_result_without_its_signature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, folder = tiny_federation(rounds=1, sites=2), tmp_path / "run"
+
+    def interrupt(*_: object) -> None:
+        raise RunError("interrupted between the two files.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFiles, "write_result", interrupt)
+        with pytest.raises(RunError, match="interrupted"):
+            study.run(folder, signing_key=LEAD)
+    assert (folder / SIGNATURES).exists()
+    assert seen_signatures(folder) == ()
+    (folder / SIGNATURES).unlink()
+    (folder / SIGNATURES).mkdir()
+    with pytest.raises(RunError, match=r"cannot write .*signatures"):
+        study.resume(folder, signing_key=LEAD)
+    assert not (folder / "result.json").exists()
+    (folder / SIGNATURES).rmdir()
+    study.resume(folder, signing_key=LEAD)
+    assert [seen.is_valid for seen in seen_signatures(folder)] == [True]
+
+
+def test_key_of_a_site_is_refused_before_the_first_round(tmp_path: Path) -> None:
+    study = tiny_federation(
+        rounds=1, sites=3, aggregator="secagg", adversary="active", insecure_seeded_secrets=True
+    )
+    identities = study.prepare().identities
+    assert identities is not None
+    with pytest.raises(IdentityError, match="key of its own"):
+        study.run(tmp_path / "run", signing_key=identities[1])
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(RequestError, match="no result to sign"):
+        study.run(signing_key=LEAD)
+
+
+def test_command_signs_what_it_runs(tmp_path: Path) -> None:
+    file, folder = tmp_path / "study.toml", tmp_path / "run"
+    others = {
+        "federation": {"sites": 2, "rounds": 1}, "privatizer": {"name": "none"},
+        "aggregator": {"name": "plain"},
+    }  # fmt: skip
+    file.write_text(PARTS + tomli_w.dumps(others))
+    key = tmp_path / "lead.pem"
+    arguments = ("run", str(file), "--out", str(folder), "--quiet", "--sign-with", str(key))
+    with pytest.raises(IdentityError, match="cannot read the key"):
+        cohortium(*arguments)
+    key.write_text("no key")
+    key.chmod(0o600)
+    with pytest.raises(IdentityError, match="Ed25519"):
+        cohortium(*arguments)
+    assert not folder.exists()
+    key.unlink()
+    LEAD.create(key)
+    assert cohortium(*arguments)[0] == 0
+    assert "Signature of the coordinator: key" in (folder / "report.html").read_text()
+    with pytest.raises(RequestError, match="is finished"):
+        cohortium("resume", str(folder), "--sign-with", str(key))
