@@ -46,7 +46,7 @@ def adapt(
     learn: Annotated[
         Literal["all", "head"], typer.Option(help="What learns: all layers, or the last one.")
     ] = "all",
-    epochs: Annotated[int, typer.Option(help="Most passes over the images.")] = 30,
+    epochs: Annotated[int, typer.Option(help="Most passes over the images.")] = 10,
     learning_rate: Annotated[float, typer.Option("--rate", help="Learning rate of Adam.")] = 1e-3,
     batch_size: Annotated[int, typer.Option(help="Images in a batch.")] = 32,
     pull: Annotated[float, typer.Option(help="Strength of a pull towards the start.")] = 0.0,
@@ -56,6 +56,9 @@ def adapt(
     margin: Annotated[
         float, typer.Option(help="Standard errors by which to be better than a model alone.")
     ] = 1.0,
+    share: Annotated[
+        float, typer.Option(help="Weight of the fine-tuned model in a mix with the one alone.")
+    ] = 0.25,
     alone: Annotated[
         bool, typer.Option("--alone/--no-alone", help="Let a model trained alone compete.")
     ] = True,
@@ -66,8 +69,8 @@ def adapt(
 
     The result is for this hospital alone: no noise protects the images. Nothing is sent, and no
     ledger is charged. Cross-validation over the hospital's own images compares the run's model
-    before and after each epoch with a model that the hospital trains alone. That one is the result,
-    unless another is better by a standard error.
+    before and after each epoch, a model that the hospital trains alone, and a mix of the two. The
+    model trained alone is the result, unless another is better by a standard error.
 
     Examples:
       cohortium adapt runs/first site.toml --out ours
@@ -87,6 +90,7 @@ def adapt(
         pull=pull,
         folds=folds,
         margin=margin,
+        share=share,
     )
     if not 0 <= seed < 1 << 63:
         raise RequestError(f"--seed is {seed}; give a number from 0 to {(1 << 63) - 1}.")

@@ -205,6 +205,7 @@ def adapt(
         metric=tuned.metric,
         candidates=tuned.candidates,
         chosen=tuned.chosen,
+        share=recipe.share,
         networks=tuned.networks,
         not_alone=tuned.not_alone,
         images=tuned.images,

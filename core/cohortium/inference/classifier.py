@@ -120,9 +120,10 @@ class Classifier:
         adaptation = read_adaptation(folder)
         net = build_network(model, known.spec, _weights_seed(study))
         if adaptation is not None and adaptation.networks > 1:
-            from cohortium.learning.ensemble import MeanOfOutputs
+            from cohortium.learning.ensemble import MixedOutputs
 
-            net = MeanOfOutputs(net, build_network(model, known.spec, _weights_seed(study)))
+            second = build_network(model, known.spec, _weights_seed(study))
+            net = MixedOutputs(net, second, adaptation.share)
         path = folder / (result.BEST if round == "best" else result.LAST)
         tensors, notes = read_weights(path)
         try:

@@ -13,7 +13,7 @@ import msgspec
 from attrs import field, frozen
 
 from cohortium.errors import DataError
-from cohortium.learning.fine_tuning import Candidate, Kind  # noqa: TC001 - decoded by its type
+from cohortium.learning.fine_tuning import STRICT, Candidate, Kind
 from cohortium.privacy.guarantee import Guarantee  # noqa: TC001 - decoded by its type
 from cohortium.runs.personal_mark import PERSONAL, is_personal
 
@@ -49,7 +49,9 @@ class Adaptation:
         candidates: All candidates with their cross-validation: the start, each epoch, and the
             network that the hospital trained alone, and before it the ensemble.
         chosen: Position of the chosen one.
-        networks: Number of networks of which the result has the mean output: 1 or 2.
+        share: Weight of the fine-tuned network in the ensemble.
+        networks: Number of networks in the weights: 2 for an ensemble, unless its two networks are
+            linear layers.
         not_alone: The reason why no network that was trained alone is a candidate, or "".
         images: Number of images that compared the candidates, and then trained the chosen one.
         folds: Number of folds of the cross-validation.
@@ -72,6 +74,7 @@ class Adaptation:
     metric: str
     candidates: tuple[Candidate, ...] = field(repr=False)
     chosen: int
+    share: float
     networks: int
     not_alone: str
     images: int
@@ -109,7 +112,8 @@ class Adaptation:
         if candidate.kind == "alone":
             return "trained alone"
         if candidate.kind == "ensemble":
-            return f"mean of alone and {candidate.epochs} epochs"
+            plural = "s" * (candidate.epochs != 1)
+            return f"alone, mixed with {candidate.epochs} epoch{plural}"
         if candidate.kind == "fine-tuned":
             return f"after {candidate.epochs} epoch{'s' * (candidate.epochs != 1)} here"
         return "the run's model" if self.start == "global" else "the site's own network"
@@ -124,7 +128,7 @@ class Adaptation:
         if self.alone is not None and self.choice.kind != "ensemble":
             return (
                 f"Its loss and its score are better than those of other kinds by "
-                f"{2 * self.margin:g} standard errors."
+                f"{STRICT * self.margin:g} standard errors."
             )
         return (
             f'Its loss is lower than that of "{name}" by {-self.choice.difference:.4f}, with a '

@@ -1,4 +1,4 @@
-"""The mean of two networks."""
+"""The weighted mean of two networks."""
 
 from __future__ import annotations
 
@@ -8,36 +8,43 @@ import torch
 from torch import Tensor, nn
 
 
-class MeanOfOutputs(nn.Module):
-    """The mean of the outputs of two networks, such as logits (N, classes).
+class MixedOutputs(nn.Module):
+    """The weighted mean of the outputs of two networks, such as logits (N, classes).
 
     Attributes:
         first: One network.
         second: The other one.
+        share: Weight of the second one, from 0 to 1.  The first one has the rest.
     """
 
-    def __init__(self, first: nn.Module, second: nn.Module) -> None:
+    def __init__(self, first: nn.Module, second: nn.Module, share: float) -> None:
         super().__init__()
-        self.first, self.second = first, second
+        self.first, self.second, self.share = first, second, share
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the mean of the outputs.
 
         Each network gets inputs of its own, because a network may work in place.
         """
-        outputs: Tensor = (self.first(inputs.clone()) + self.second(inputs)) / 2
-        return outputs
+        first: Tensor = self.first(inputs.clone())
+        second: Tensor = self.second(inputs)
+        return (1 - self.share) * first + self.share * second
 
 
-def mean_network(first: nn.Module, second: nn.Module) -> nn.Module:
-    """Return a network with the mean of the outputs of two networks, which are not changed.
+def mix(first: nn.Module, second: nn.Module, share: float) -> nn.Module:
+    """Return a network with the weighted mean of the outputs of two networks.
 
-    For two linear layers that is one linear layer with the mean weights.
+    These are not changed. For two linear layers it is one linear layer with the mean weights.
+
+    Args:
+        first: One network.
+        second: The other one.
+        share: Weight of the second one.
     """
     first, second = copy.deepcopy(first), copy.deepcopy(second)
     if type(first) is nn.Linear and type(second) is nn.Linear:
         with torch.no_grad():
             for mine, other in zip(first.parameters(), second.parameters(), strict=True):
-                mine.lerp_(other, 0.5)
+                mine.lerp_(other, share)
         return first
-    return MeanOfOutputs(first, second)
+    return MixedOutputs(first, second, share)

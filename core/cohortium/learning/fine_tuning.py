@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from attrs import field, frozen
-from attrs.validators import ge, in_, le
+from attrs.validators import ge, gt, in_, le, lt
 
 from cohortium import parameters
 from cohortium.catalog.networks import blame_network
@@ -45,11 +45,14 @@ Learn = Literal["all", "head"]
 """Parameters that fine-tuning changes: all, or those of the last layer that has some."""
 
 Kind = Literal["start", "fine-tuned", "ensemble", "alone"]
-"""A candidate: the network at the start, after some epochs, trained by the site alone, or the mean
-of the outputs of the last two."""
+"""A candidate: the network at the start, after some epochs, trained by the site alone, or an
+ensemble of the last two."""
 
 MIN_UNITS = 8
 """Fewest images, or patients, of a site on which candidates can be compared."""
+
+STRICT = 3
+"""Factor of the margin for a candidate without a network that was trained alone."""
 
 
 @frozen(kw_only=True)
@@ -78,15 +81,15 @@ class Candidate:
 class FineTuning:
     """Recipe of a fine-tuning: epochs of Adam, and the choice among the resulting networks.
 
-    Candidates are the start, the network after each epoch, one that the site trains alone, and the
-    ensemble: the mean of the outputs of that one and of the network after all epochs.  All are
-    compared by cross-validation over the site's images.
+    Candidates are the start, the network after each epoch, one that the site trains alone, and an
+    ensemble: the weighted mean of the outputs of that one and of the network after all epochs.  All
+    are compared by cross-validation over the site's images.
 
     The network that the site trains alone is the reference.  The ensemble replaces it if its loss
     is lower by more than `margin` standard errors of the paired difference (similar to the rule of
     Breiman et al. 1984) and its score is no lower.  The start and the epochs may have been trained
     on the same images in the run before, which flatters them.  So the one with the lowest loss
-    replaces both only if its loss and its score are better by twice that margin.
+    replaces both only if its loss and its score are better by three times that margin.
 
     Without a network trained alone, the start is the reference.  The epoch with the lowest loss
     replaces it by the first of these rules.  The chosen candidate is trained on all images.
@@ -101,15 +104,18 @@ class FineTuning:
         folds: Number of parts of the images.  Each part is predicted by networks of the others.  If
             the images name patients, the images of each are in one part.
         margin: Number of standard errors.
+        share: Weight of the fine-tuned network in the ensemble.  The network that is trained alone
+            has the rest.
     """
 
-    epochs: int = field(default=30, validator=[ge(1), le(10_000)])
+    epochs: int = field(default=10, validator=[ge(1), le(10_000)])
     learning_rate: float = field(default=1e-3, validator=RATE)
     batch_size: int = field(default=32, validator=[ge(1), le(1 << 24)])
     learn: Learn = field(default="all", validator=in_(("all", "head")))
     pull: float = field(default=0.0, validator=[ge(0), le(1e6)])
     folds: int = field(default=5, validator=[ge(2), le(MIN_UNITS)])
     margin: float = field(default=1.0, validator=[ge(0), le(1e3)])
+    share: float = field(default=0.25, validator=[gt(0), lt(1)])
 
     def fine_tune(
         self,
@@ -148,7 +154,7 @@ class FineTuning:
         """
         import torch
 
-        from cohortium.learning.ensemble import mean_network
+        from cohortium.learning.ensemble import mix
 
         # Of the original, because a copy's parameters lose their marks.
         part = _LearningPart.of(net, self.learn)
@@ -170,7 +176,7 @@ class FineTuning:
             if rival.fold_net is not None:
                 table.put(-1, held, data.measure(rival.fold_net, held))
                 if epoch == self.epochs:
-                    both = mean_network(rival.fold_net, tuned)
+                    both = mix(rival.fold_net, tuned, self.share)
                     table.put(-2, held, data.measure(both, held))
             if progress is not None:
                 progress(fold + 1, len(folds))
@@ -188,7 +194,7 @@ class FineTuning:
         if rival.net is not None and candidates[chosen].kind == "alone":
             best = rival.net
         if rival.net is not None and candidates[chosen].kind == "ensemble":
-            best = mean_network(rival.net, best)
+            best = mix(rival.net, best, self.share)
         return FineTuned(
             net=copy.deepcopy(best).eval(),
             candidates=candidates,
@@ -307,10 +313,10 @@ class FineTuned:
 
     @property
     def networks(self) -> int:
-        """Number of networks of which `net` has the mean output."""
-        from cohortium.learning.ensemble import MeanOfOutputs
+        """Number of networks whose outputs `net` mixes."""
+        from cohortium.learning.ensemble import MixedOutputs
 
-        return 2 if isinstance(self.net, MeanOfOutputs) else 1
+        return 2 if isinstance(self.net, MixedOutputs) else 1
 
 
 @frozen(eq=False, kw_only=True)
@@ -419,7 +425,9 @@ class _Table:
             rows += [ensemble, alone] if is_known[ensemble] else [alone]
             if is_known[ensemble] and self._is_better(ensemble, alone, margin):
                 chosen = ensemble
-            rest = [r for r in (0, *tuned) if self._is_better(r, chosen, 2 * margin, strict=True)]
+            rest = [
+                r for r in (0, *tuned) if self._is_better(r, chosen, STRICT * margin, strict=True)
+            ]
         else:
             rest = [r for r in tuned if self._is_better(r, 0, margin)]
         if rest:

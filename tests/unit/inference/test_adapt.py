@@ -23,7 +23,7 @@ from cohortium.crypto.randomness import Seeds
 from cohortium.data.examples import Examples
 from cohortium.errors import CohortiumError, RequestError, StudyError
 from cohortium.inference.classifier import Classifier
-from cohortium.learning.ensemble import mean_network
+from cohortium.learning.ensemble import mix
 from cohortium.learning.fine_tuning import MIN_UNITS, FineTuned, FineTuning
 from cohortium.runs.evaluate import final_weights
 from cohortium.runs.result import Result
@@ -165,13 +165,13 @@ def test_site_that_cannot_train_alone_says_why(private_run: Path) -> None:
         assert {each.kind for each in found.candidates} == {"start", "fine-tuned"}
 
 
-def test_mean_of_linear_layers_is_one_layer() -> None:
+def test_mix_of_linear_layers_is_one_layer() -> None:
     first, second, inputs = nn.Linear(3, 2), nn.Linear(3, 2), torch.randn(5, 3)
-    both = mean_network(first, second)
+    both = mix(first, second, 0.25)
     assert type(both) is nn.Linear
-    torch.testing.assert_close(both(inputs), (first(inputs) + second(inputs)) / 2)
-    deep = mean_network(nn.Sequential(first), nn.Sequential(nn.ReLU(inplace=True), second))
-    expected = (first(inputs) + second(inputs.relu())) / 2
+    torch.testing.assert_close(both(inputs), 0.75 * first(inputs) + 0.25 * second(inputs))
+    deep = mix(nn.Sequential(nn.ReLU(inplace=True), first), nn.Sequential(second), 0.25)
+    expected = 0.75 * first(inputs.relu()) + 0.25 * second(inputs)
     torch.testing.assert_close(deep(inputs.clone()), expected)
 
 

@@ -96,9 +96,10 @@ def _mark(classifier: Classifier) -> Iterator[str]:
         "fine-tuned": f"It began as {whose} of a run {cost}, and was fine-tuned for "
         f"{found.choice.epochs} of at most {found.max_epochs} epochs (`{_plain(found.learn)}`) on "
         f"{found.images:,} images of this hospital.",
-        "ensemble": f"It has the mean output of two networks. One began as {whose} of a run "
-        f"{cost}, and was fine-tuned for {found.choice.epochs} epochs (`{_plain(found.learn)}`) on "
-        f"{found.images:,} images of this hospital. The other was trained on these images alone.",
+        "ensemble": f"It is the weighted mean of two networks. One began as {whose} of a run "
+        f"{cost}, was fine-tuned for {found.choice.epochs} epochs (`{_plain(found.learn)}`) on "
+        f"{found.images:,} images of this hospital, and has the weight {found.share:g}. The other "
+        "was trained on these images alone.",
         "alone": f"The hospital trained it alone on {found.images:,} images, with the recipe of a "
         f"run {cost}, and it has nothing of {whose} of that run.",
     }
