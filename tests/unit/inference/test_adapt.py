@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import shutil
 import stat
 from collections.abc import Callable
@@ -18,24 +19,30 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from cohortium import Federation
 from cohortium.cli import app
 from cohortium.crypto.randomness import Seeds
 from cohortium.data.examples import Examples
+from cohortium.deployment import rehearsal
+from cohortium.deployment.site_config import SiteConfig
 from cohortium.errors import CohortiumError, RequestError, StudyError
 from cohortium.inference.classifier import Classifier
 from cohortium.learning.ensemble import mix
-from cohortium.learning.fine_tuning import MIN_UNITS, FineTuned, FineTuning
+from cohortium.learning.fine_tuning import MIN_UNITS, Candidate, FineTuned, FineTuning
 from cohortium.runs.evaluate import final_weights
 from cohortium.runs.result import Result
 from cohortium.storage.atomic_folder import atomic_folder
 from cohortium.storage.trainer_state import TrainerState, encode_trainer_state
+from cohortium_descriptor import Descriptor
 from cohortium_fedavg import Ditto, FedPer
 from cohortium_gaussian import Gaussian
 from cohortium_module import Module
+from tests.support.corridor import serving
 from tests.support.federations import QuadrantImages, tiny_federation
 
 WARNING = "this model must not leave this hospital"
 NETWORK = Module(module="tests.support.federations:SmallConvNet")
+LINEAR = Descriptor(bins=4, edge_bins=4, radii=(1.0,))
 
 
 def site_images(n: int = 40, seed: int = 9) -> Examples:
@@ -134,7 +141,9 @@ def with_form(net: nn.Module, like: nn.Module) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize(("strength", "chosen"), [(30.0, "alone"), (-30.0, "fine-tuned")])
+@pytest.mark.parametrize(
+    ("strength", "chosen"), [(30.0, "alone"), (0.1, "ensemble"), (-30.0, "fine-tuned")]
+)
 def test_better_network_is_chosen(private_run: Path, strength: float, chosen: str) -> None:
     like = Classifier.open(private_run).net
     seen: list[int] = []
@@ -350,6 +359,89 @@ def test_a_sites_own_network_is_used_and_marked(
     )  # fmt: skip
     assert code == 0, errors
     assert "the site's own network" in told
+
+
+def test_site_file_names_images_and_state(tmp_path: Path) -> None:
+    simulated = tiny_federation(
+        dataset=QuadrantImages(64), trainer=FedPer(), sites=2, rounds=2, threads=1
+    )
+    rehearsal.write_rehearsal(simulated.prepare(), tmp_path / "all", engine="inline")
+    run, site_file = tmp_path / "run", tmp_path / "all" / "site-1" / "site.toml"
+    with serving(tmp_path / "all") as corridor:
+        Federation.read(tmp_path / "all" / "study.toml").run(run, engine=corridor)
+    before = {path: path.read_bytes() for path in site_file.parent.rglob("*") if path.is_file()}
+    out = tmp_path / "ours"
+    code, told, errors = spoken("adapt", run, site_file, "--out", out, "--epochs", "1")
+    assert code == 0, errors
+    assert "starts from the site's own network in" in errors
+    assert "fold 5/5" in errors
+    assert "the site's own network" in told
+    assert "trained alone" in told
+    assert "No model was trained alone" not in told
+    record = json.loads((out / "personal.json").read_text("utf-8"))
+    images = len(SiteConfig.read(site_file).load_images().train.train)
+    assert (record["start"], record["images"], record["folds"]) == ("own", images, 5)
+    assert [each["kind"] for each in record["candidates"]] == [
+        "start", "fine-tuned", "ensemble", "alone",
+    ]  # fmt: skip
+    assert Classifier.open(out).sha256 == record["weights_sha256"]
+    # Nothing is charged or recorded at the site.
+    assert {p: p.read_bytes() for p in site_file.parent.rglob("*") if p.is_file()} == before
+    code, told, errors = spoken(
+        "adapt", run, site_file, "--set", "dataset.name=npz", "--out", tmp_path / "new"
+    )
+    assert (code, told) == (2, "")
+    assert "name the hospital's images" in errors
+
+
+@pytest.mark.parametrize(("model", "networks"), [(NETWORK, 2), (LINEAR, 1)])
+def test_mix_is_predicted_and_exported_as_one_model(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Any, networks: int
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "ours"
+    tiny_federation(model=model, sites=2, rounds=1, threads=1).run(run)
+    trained = []
+
+    def mixed(recipe: FineTuning, net: nn.Module, *_: object, **given: Any) -> FineTuned:
+        trained.append(given["alone"](site_images(), None))
+        return FineTuned(
+            net=mix(trained[0], net, recipe.share).eval(),
+            candidates=(
+                Candidate(kind="start", score=0.5, loss=2.0, difference=1.0),
+                Candidate(kind="ensemble", epochs=6, score=0.5, loss=0.5, difference=-0.5),
+                Candidate(kind="alone", score=0.5, loss=1.0),
+            ),
+            chosen=1,
+            metric="accuracy",
+            images=40,
+            folds=2,
+        )
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FineTuning, "fine_tune", mixed)
+        code, told, errors = spoken(
+            "adapt", run, "--out", out, *from_file(images, CLASSES), "--share", "0.75"
+        )
+    assert code == 0, errors
+    assert re.search(r"^chosen +alone, mixed with 6 epochs", told, re.MULTILINE)
+    record = json.loads((out / "personal.json").read_text("utf-8"))
+    assert (record["networks"], record["share"]) == (networks, 0.75)
+    before, found = Classifier.open(run), Classifier.open(out)
+    inputs = before.model.preprocess(torch.from_numpy(site_images().images) / 255)
+    logits = 0.25 * trained[0](inputs) + 0.75 * before.net(inputs)
+    expected = found.predict(site_images().images)
+    np.testing.assert_allclose(expected, logits.softmax(1).detach().numpy(), atol=1e-5)
+    code, told, errors = spoken("export", out)
+    assert code == 0, errors
+    card = " ".join((out / "export" / "README.md").read_text("utf-8").split())
+    assert "the weighted mean of two networks" in card
+    assert "| alone, mixed with 6 epochs | 50.00% | 0.5000 | chosen |" in card
+    program = torch.export.load(out / "export" / "model.pt2").module()
+    given = program(torch.from_numpy(site_images().images))
+    np.testing.assert_allclose(given.detach().numpy(), expected, atol=1e-5)
+    code, told, errors = spoken("adapt", out, *from_file(images, CLASSES), "--out", tmp_path / "2")
+    assert (code, told) == (2, "")
+    assert "is adapted already" in errors
 
 
 def test_hostile_states_are_refused_in_one_sentence(
