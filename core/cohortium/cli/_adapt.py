@@ -68,9 +68,9 @@ def adapt(
     """Choose a model for this hospital: a run's, fine-tuned, or trained alone.
 
     The result is for this hospital alone: no noise protects the images. Nothing is sent, and no
-    ledger is charged. Cross-validation over the hospital's own images compares the run's model
-    before and after each epoch, a model that the hospital trains alone, and a mix of the two. The
-    model trained alone is the result, unless another is better by a standard error.
+    ledger is charged. Candidates are the run's model before and after each epoch, a model that the
+    hospital trains alone, and a mix of the two. Cross-validation over the hospital's own images
+    compares them. The model trained alone is the result, unless another is better by a margin.
 
     Examples:
       cohortium adapt runs/first site.toml --out ours

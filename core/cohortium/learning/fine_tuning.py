@@ -85,11 +85,13 @@ class FineTuning:
     ensemble: the weighted mean of the outputs of that one and of the network after all epochs.  All
     are compared by cross-validation over the site's images.
 
-    The network that the site trains alone is the reference.  The ensemble replaces it if its loss
-    is lower by more than `margin` standard errors of the paired difference (similar to the rule of
-    Breiman et al. 1984) and its score is no lower.  The start and the epochs may have been trained
-    on the same images in the run before, which flatters them.  So the one with the lowest loss
-    replaces both only if its loss and its score are better by three times that margin.
+    The network that the site trains alone is the reference.  The ensemble replaces it if two things
+    hold.  Its loss is lower by more than `margin` standard errors of the paired difference (similar
+    to the rule of Breiman et al. 1984).  Its score is no lower.
+
+    The start and the epochs may have been trained on the same images in the run before, which
+    flatters them.  So they need a loss and a score that are better by three times that margin.  Of
+    those, the one with the lowest loss is chosen.
 
     Without a network trained alone, the start is the reference.  The epoch with the lowest loss
     replaces it by the first of these rules.  The chosen candidate is trained on all images.
