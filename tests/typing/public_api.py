@@ -38,6 +38,7 @@ from cohortium.plugin import (
     Privatizer,
     RoundCompleted,
     ServerStateTrainer,
+    SiteScored,
     Task,
     Trainer,
 )
@@ -174,8 +175,11 @@ class Counter:
         return self
 
     def __call__(self, event: Event) -> None:
-        """Count."""
+        """Count, and follow the comparison of simulated sites."""
         self.events += 1
+        if isinstance(event, SiteScored):
+            assert_type(event.num_scored, int)
+            assert_type(event.num_sites, int)
 
 
 OBSERVER: Observer = Counter()

@@ -11,12 +11,12 @@ from cohortium.cli import _completion
 from cohortium.cli._options import RunFolder
 from cohortium.cli._personal import warn_personal
 from cohortium.cli._use import Weights
-from cohortium.data.scores import DECIMALS, metric_name
+from cohortium.data.scores import metric_name
 from cohortium.errors import RequestError
 from cohortium.text import sanitize
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
     from cohortium.data.splits import Splits
     from cohortium.inference.classifier import Classifier
@@ -46,30 +46,41 @@ def adapt(
     learn: Annotated[
         Literal["all", "head"], typer.Option(help="What learns: all layers, or the last one.")
     ] = "all",
-    epochs: Annotated[int, typer.Option(help="Most passes over the images.")] = 30,
+    epochs: Annotated[int, typer.Option(help="Most passes over the images.")] = 10,
     learning_rate: Annotated[float, typer.Option("--rate", help="Learning rate of Adam.")] = 1e-3,
     batch_size: Annotated[int, typer.Option(help="Images in a batch.")] = 32,
     pull: Annotated[float, typer.Option(help="Strength of a pull towards the start.")] = 0.0,
-    validation: Annotated[
-        float, typer.Option(help="Share of the images that only chooses the number of epochs.")
+    folds: Annotated[
+        int, typer.Option(help="Parts of the images, each judged by models of the others.")
+    ] = 5,
+    margin: Annotated[
+        float, typer.Option(help="Standard errors by which to be better than a model alone.")
+    ] = 1.0,
+    share: Annotated[
+        float, typer.Option(help="Weight of the fine-tuned model in a mix with the one alone.")
     ] = 0.25,
-    seed: Annotated[int, typer.Option(help="Seed of the validation part and the batches.")] = 1,
+    alone: Annotated[
+        bool, typer.Option("--alone/--no-alone", help="Let a model trained alone compete.")
+    ] = True,
+    seed: Annotated[int, typer.Option(help="Seed of the folds and the batches.")] = 1,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the result.")] = False,
 ) -> None:
-    """Fine-tune a run's model on this hospital's own images.
+    """Choose a model for this hospital: a run's, fine-tuned, or trained alone.
 
     The result is for this hospital alone: no noise protects the images. Nothing is sent, and no
-    ledger is charged. A part of the images chooses the number of epochs, and zero is a candidate.
-    On that part, the result is never worse than the run's model.
+    ledger is charged. Candidates are the run's model before and after each epoch, a model that the
+    hospital trains alone, and a mix of the two. Cross-validation over the hospital's own images
+    compares them. The model trained alone is the result, unless another is better by a margin.
 
     Examples:
       cohortium adapt runs/first site.toml --out ours
-      cohortium adapt runs/first site.toml --out ours --learn head --pull 0.01
+      cohortium adapt runs/first site.toml --out ours --learn head --no-alone
       cohortium adapt runs/first --set dataset.name=npz --set dataset.path=own.npz --out ours
     """
     from cohortium.inference.adapt import adapt as adapt_model
     from cohortium.inference.adapt import check_adaptable
     from cohortium.inference.classifier import Classifier
+    from cohortium.runs.launch import run_one_site
 
     recipe = _recipe(
         epochs=epochs,
@@ -77,7 +88,9 @@ def adapt(
         batch_size=batch_size,
         learn=learn,
         pull=pull,
-        validation_fraction=validation,
+        folds=folds,
+        margin=margin,
+        share=share,
     )
     if not 0 <= seed < 1 << 63:
         raise RequestError(f"--seed is {seed}; give a number from 0 to {(1 << 63) - 1}.")
@@ -96,8 +109,9 @@ def adapt(
         out,
         recipe,
         seed=seed,
+        run=run_one_site if alone else None,
         features=features,
-        progress=None if quiet else _progress(recipe.epochs),
+        progress=None if quiet else _tell_fold,
     )
     warn_personal(done.personal)
     for line in _summary(done.adaptation):
@@ -113,7 +127,7 @@ def _recipe(**values: Any) -> FineTuning:
     """
     from cohortium.learning.fine_tuning import FineTuning
 
-    options = {"learning_rate": "--rate", "validation_fraction": "--validation"}
+    options = {"learning_rate": "--rate"}
     try:
         return FineTuning(**values)
     except ValueError as error:
@@ -168,24 +182,35 @@ def _named_images(classifier: Classifier, overrides: list[str]) -> Splits:
     return dataset.load()
 
 
-def _progress(epochs: int) -> Callable[[int, float], None]:
-    """Return a function that prints the score after each epoch."""
-
-    def tell(epoch: int, score: float) -> None:
-        typer.echo(f"epoch {epoch}/{epochs}: {score:.4f} on the validation part", err=True)
-
-    return tell
+def _tell_fold(fold: int, folds: int) -> None:
+    """Print that a fold is done."""
+    typer.echo(f"fold {fold}/{folds}", err=True)
 
 
-def _summary(found: Adaptation) -> list[str]:
-    name = metric_name(found.metric)
-    before, after = (
-        f"{score:.4f}" if found.metric in DECIMALS else f"{score:.2%}"
-        for score in (found.scores[0], max(found.scores))
+def _summary(found: Adaptation) -> Iterator[str]:
+    """Yield the lines of the result."""
+    rows = [
+        (
+            "chosen" if each is found.choice else "",
+            found.describe(each),
+            f"{each.score:.2%}",
+            f"{each.loss:.4f}",
+        )
+        for each in found.compared
+    ]
+    rows.insert(0, ("", "", metric_name(found.metric), "loss"))
+    widths = [max(len(row[k]) for row in rows) for k in range(4)]
+    for mark, *cells in rows:
+        yield "  ".join(
+            [
+                f"{mark:<{widths[0]}}",
+                *(f"{cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True)),
+            ]
+        )
+    yield found.reason
+    if found.not_alone:
+        yield sanitize(f"No model was trained alone: {found.not_alone}.")
+    yield (
+        f"Scores are of {found.folds}-fold cross-validation over {found.images:,} images, and all "
+        "of them train the result."
     )
-    whose = "of the run's model" if found.start == "global" else "of the site's own network"
-    rows = [(f"{name} {whose}", before), (f"after {found.epochs} epochs here", after)]
-    width = max(len(label) for label, _ in rows)
-    told = [f"{label:>{width}}  {value}" for label, value in rows]
-    images = f"{found.validation_images:,} images that chose the number of epochs"
-    return [*told, f"both on the {images}, and {found.train_images:,} trained"]

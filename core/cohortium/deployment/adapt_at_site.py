@@ -38,6 +38,16 @@ def find_state(site_config: SiteConfig, study: Mapping[str, Any]) -> Path | None
         except CohortiumError:
             continue
         path = site_config.state_file(session)
-        if all(tables.get(name) == study.get(name) for name in SAME) and path.is_file():
+        if all(_is_part_of(tables.get(name), study.get(name)) for name in SAME) and path.is_file():
             return path
     return None
+
+
+def _is_part_of(sent: Any, whole: Any) -> bool:
+    """Return whether a value that the site was sent is that of the whole study.
+
+    A site is not sent every key, such as the coordinator's folders.
+    """
+    if isinstance(sent, dict) and isinstance(whole, dict):
+        return all(key in whole and _is_part_of(value, whole[key]) for key, value in sent.items())
+    return bool(sent == whole)

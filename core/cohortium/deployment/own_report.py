@@ -10,41 +10,33 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 import tomli_w
-from attrs import frozen
 
-from cohortium import parameters
 from cohortium.data.group_scores import paired_difference, score_images
 from cohortium.data.predictions import Predictions
 from cohortium.deployment.admission import invited_study
 from cohortium.deployment.own_scores import read_predictions, read_scores
 from cohortium.errors import RefusalError, RequestError, StudyError
-from cohortium.federation import Federation
 from cohortium.learning.evaluation import Evaluation
 from cohortium.messages.deployment import Invitation
 from cohortium.reporting.own_page import OwnFigures, OwnModel
+from cohortium.runs.alone import AloneTraining
 from cohortium.runs.invite import collect_versions
+from cohortium.runs.launch import run_one_site
 from cohortium.study import study_file, toml
 from cohortium.study.layered_tables import merge
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from cohortium.data.splits import Splits
     from cohortium.deployment.own_scores import StoredScore
     from cohortium.deployment.site_config import SiteConfig
     from cohortium.reporting.own_page import Released
     from cohortium.roles.protocols import Observer
-
-
-@frozen
-class _Loaded:
-    """The site's images, which it has loaded already."""
-
-    splits: Splits
-
-    def load(self) -> Splits:
-        """Return the images."""
-        return self.splits
+    from cohortium.runs.prepare import PreparedStudy
+    from cohortium.runs.result import Result
+    from cohortium.study.study import Study
 
 
 def own_figures(
@@ -90,14 +82,7 @@ def own_figures(
         here = Predictions(values, test.train.labels, test.task)
     alone = None
     if trains:
-        splits = attrs.evolve(
-            images.train,
-            train=attrs.evolve(images.train.train, groups=None, clients=None),
-            validation=None,
-            test=attrs.evolve(test.train, groups=None, clients=None),
-            groups=(),
-            centres=(),
-        )
+        splits = attrs.evolve(images.train, test=test.train)
         alone = _train_alone(stored, site_config, splits, overrides, observers)
     difference = None
     if here is not None and alone is not None:
@@ -144,23 +129,24 @@ def _train_alone(
     observers: Sequence[Observer],
 ) -> Predictions:
     """Train the study's model on the site's images alone, and predict its test images."""
-    federation = _study_alone(stored, site_config, splits, overrides)
-    result = federation.run(observers=observers)
-    prepared = federation.prepare()
-    run_config = prepared.run_config
-    net = run_config.network()
-    parameters.load_state_dict(net, result.weights)
+    study = _accepted_study(stored, site_config, overrides)
+
+    def run(prepared: PreparedStudy, out: Path) -> Result:
+        return run_one_site(prepared, out, observers)
+
+    alone = AloneTraining.of(study, run).train(splits)
+    run_config = alone.prepared.run_config
     watch = Evaluation.of(
-        splits.test, run_config.spec, run_config.model, run_config.device, prepared.features
+        splits.test, run_config.spec, run_config.model, run_config.device, alone.prepared.features
     )
     assert watch is not None
-    return watch.predict(net)
+    return watch.predict(alone.net)
 
 
-def _study_alone(
-    stored: StoredScore, site_config: SiteConfig, splits: Splits, overrides: Sequence[str]
-) -> Federation:
-    """Return the accepted study at this site alone, without noise and masks.
+def _accepted_study(
+    stored: StoredScore, site_config: SiteConfig, overrides: Sequence[str]
+) -> Study:
+    """Return the study that the site accepted, with changes.
 
     Raises:
         RequestError: The site has not stored the study.
@@ -183,7 +169,7 @@ def _study_alone(
             )
         tables = dict(merge(tables, layer.changes, where=layer.where))
     try:
-        study = invited_study(
+        return invited_study(
             Invitation(
                 session=bytes(16),
                 study=tomli_w.dumps(tables),
@@ -194,16 +180,3 @@ def _study_alone(
         )
     except RefusalError as error:
         raise StudyError(f"{where}: {error.reason}") from error
-    return Federation(
-        dataset=_Loaded(splits),
-        model=study.model,
-        trainer=study.trainer,
-        privatizer="none",
-        aggregator="plain",
-        sites=1,
-        rounds=study.rounds,
-        seed=study.seed,
-        device=study.device,
-        threads=study.threads,
-        evaluate_every=0,
-    )

@@ -196,7 +196,7 @@ class _Check:
 
 
 def is_signed(head: Head, signature: bytes, key: str) -> bool:
-    """Return whether a key in hexadecimal has signed a head. Without a key there is no signature."""
+    """Return whether a key in hexadecimal has signed a head, or "" and no signature."""
     if not key:
         return not signature
     try:

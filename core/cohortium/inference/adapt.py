@@ -7,13 +7,16 @@ import json
 from typing import TYPE_CHECKING
 
 import attrs
+import msgspec
 import tomli_w
 from attrs import frozen
 
 from cohortium import parameters
 from cohortium.crypto.randomness import Seeds
 from cohortium.errors import DataError, RequestError, RunError
+from cohortium.inference.own_state import trainer_of
 from cohortium.inference.personal import Adaptation, Personal
+from cohortium.runs.alone import AloneTraining
 from cohortium.runs.dataset_info import DATASET_INFO
 from cohortium.runs.personal_mark import PERSONAL
 from cohortium.runs.result import LAST, RESULT, versions
@@ -26,11 +29,13 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from cohortium.data.examples import DataSpec
+    from cohortium.data.examples import DataSpec, Examples
     from cohortium.data.splits import Splits
     from cohortium.inference.classifier import Classifier
     from cohortium.learning.fine_tuning import FineTuning
     from cohortium.learning.kept_features import FeatureFolder
+    from cohortium.learning.preprocessing import Features
+    from cohortium.runs.alone import Run
 
 
 @frozen(kw_only=True)
@@ -63,8 +68,8 @@ def check_adaptable(classifier: Classifier, out: Path) -> None:
     check_directory_writable(out)
     if classifier.personal is not None and classifier.personal.adaptation is not None:
         raise RequestError(
-            f"{classifier.folder} is adapted already; give the run's folder instead, so that the "
-            "images which chose its epochs do not train it."
+            f"{classifier.folder} is adapted already; give the run's folder instead, so that "
+            "images which have trained it do not judge it."
         )
     if classifier.result is None:
         raise RequestError(
@@ -90,6 +95,46 @@ def require_same_kind(classifier: Classifier, splits: Splits) -> None:
     raise DataError(f"the hospital's images do not fit the model: {_difference(wanted, found)}.")
 
 
+def training_alone(classifier: Classifier, run: Run) -> AloneTraining:
+    """Return the recipe of the model's study, for a hospital that trains alone on the CPU.
+
+    Args:
+        classifier: The run's model.
+        run: Runs the study of one site.
+
+    Raises:
+        DataError: The run's study lacks a term of it.
+        StudyError: The trainer cannot be built.
+        PluginError: Its plugin cannot be used.
+    """
+    where = str(classifier.folder / "study.toml")
+    terms = classifier.study.get("federation")
+    try:
+        found = msgspec.convert(terms, _Terms)
+    except msgspec.ValidationError as error:
+        raise DataError(f"{where}: [federation] is damaged ({error}); take it from the run.") from (
+            error
+        )
+    return AloneTraining(
+        model=classifier.model,
+        trainer=trainer_of(classifier.study, where=where),
+        rounds=found.rounds,
+        seed=found.seed,
+        device="cpu",
+        threads=found.threads,
+        run=run,
+    )
+
+
+@frozen
+class _Terms:
+    """The terms of a study that a site alone keeps."""
+
+    rounds: int
+    seed: int
+    threads: int = 0
+
+
 def adapt(
     classifier: Classifier,
     splits: Splits,
@@ -97,24 +142,27 @@ def adapt(
     recipe: FineTuning,
     *,
     seed: int = 1,
+    run: Run | None = None,
     features: FeatureFolder | None = None,
-    progress: Callable[[int, float], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> AdaptedModel:
-    """Fine-tune a model on a hospital's own training images, and write it to a new folder.
+    """Choose a model for a hospital by its own training images, and write it to a new folder.
 
     Args:
         classifier: The run's model, or a site's own of the run's trainer.
         splits: The hospital's images, of which only the training images are used.
         out: The folder.
-        recipe: Recipe of the fine-tuning.
-        seed: Seed of the validation part and of the batches.
+        recipe: Recipe of the fine-tuning and of the choice.
+        seed: Seed of the folds and of the batches.
+        run: Runs the study of one site, so that a model trained alone is a candidate. None leaves
+            that candidate out.
         features: Folder that keeps features between runs.
         progress: As for `FineTuning.fine_tune`.
 
     Guarantees:
         No noise protects the images, and no ε counts them: the result must not leave the hospital.
         The run's guarantee is untouched, because nothing leaves.
-        On the validation part, the result scores no less than the start.
+        The result is chosen as `FineTuning` states.
         The folder is whole or missing, and only its owner can read it.
         Equal arguments, threads and versions give equal weights.
 
@@ -125,12 +173,20 @@ def adapt(
     """
     check_adaptable(classifier, out)
     require_same_kind(classifier, splits)
+    training = None if run is None else training_alone(classifier, run)
+
+    def alone(examples: Examples, computed: Features) -> nn.Module:
+        assert training is not None
+        own = attrs.evolve(splits, train=examples, test=None)
+        return training.train(own, computed).net
+
     tuned = recipe.fine_tune(
         classifier.net,
         splits.train,
         classifier.spec,
         classifier.model,
         Seeds(seed),
+        alone=None if training is None else alone,
         features=features,
         progress=progress,
     )
@@ -144,12 +200,16 @@ def adapt(
         learning_rate=recipe.learning_rate,
         batch_size=recipe.batch_size,
         pull=recipe.pull,
+        margin=recipe.margin,
         seed=seed,
         metric=tuned.metric,
-        epochs=tuned.epochs,
-        scores=tuned.scores,
-        train_images=tuned.train_images,
-        validation_images=tuned.validation_images,
+        candidates=tuned.candidates,
+        chosen=tuned.chosen,
+        share=recipe.share,
+        networks=tuned.networks,
+        not_alone=tuned.not_alone,
+        images=tuned.images,
+        folds=tuned.folds,
         written=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
     try:

@@ -10,7 +10,7 @@ This needs only the study's model, and neither its data nor its other plugins.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
 import msgspec
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from cohortium.data.file_reader import FileReader
     from cohortium.roles.protocols import Model
     from cohortium.runs.dataset_info import DatasetInfo
+
+PROGRAM: Final = "model.pt2"
+"""File of an exported model's program."""
 
 Round = Literal["last", "best"]
 """Round of the weights: the last, or the best one. The best has the highest accuracy on the public
@@ -99,6 +102,11 @@ class Classifier:
             RunError: The state is damaged.
             PluginError: The plugin of its model or trainer cannot be used.
         """
+        if (folder / PROGRAM).is_file() and not (folder / "study.toml").is_file():
+            raise RequestError(
+                f"{folder} is an exported model, for use without Cohortium; give the folder of the "
+                "run that it was exported from."
+            )
         if not (folder / "study.toml").is_file():
             raise RequestError(
                 f"{folder} is no record of a run: it holds no study.toml; give the folder that "
@@ -109,7 +117,13 @@ class Classifier:
         model = construction.build_part(
             discover(), "model", _table(study, "model", folder), where=str(folder / "study.toml")
         )
+        adaptation = read_adaptation(folder)
         net = build_network(model, known.spec, _weights_seed(study))
+        if adaptation is not None and adaptation.networks > 1:
+            from cohortium.learning.ensemble import MixedOutputs
+
+            second = build_network(model, known.spec, _weights_seed(study))
+            net = MixedOutputs(net, second, adaptation.share)
         path = folder / (result.BEST if round == "best" else result.LAST)
         tensors, notes = read_weights(path)
         try:
@@ -125,7 +139,6 @@ class Classifier:
             chosen = float(notes["score"]) if round == "best" else None
         except (KeyError, ValueError) as error:
             raise DataError(f"{path} does not say after which round it was written.") from error
-        adaptation = read_adaptation(folder)
         if adaptation is not None and adaptation.weights_sha256 != parameters.sha256(net):
             raise DataError(f"the weights in {path} are not those of {PERSONAL}; adapt them again.")
         found = cls(
@@ -138,6 +151,7 @@ class Classifier:
             study=study,
             result=record,
             personal=None if adaptation is None else Personal.adapted(adaptation),
+            has_study_network=adaptation is None or adaptation.networks == 1,
         )
         return found if state is None else found._with_own(state, round)
 

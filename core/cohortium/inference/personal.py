@@ -13,13 +13,14 @@ import msgspec
 from attrs import field, frozen
 
 from cohortium.errors import DataError
+from cohortium.learning.fine_tuning import STRICT, Candidate, Kind
 from cohortium.privacy.guarantee import Guarantee  # noqa: TC001 - decoded by its type
 from cohortium.runs.personal_mark import PERSONAL, is_personal
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 MAX_BYTES: Final = 1 << 24
 """Largest size of that file."""
@@ -42,12 +43,18 @@ class Adaptation:
         learning_rate: Learning rate.
         batch_size: Images in a batch.
         pull: Strength of the pull towards the start.
-        seed: Seed of the validation part and of the batches.
+        margin: Number of standard errors by which a candidate had to be better.
+        seed: Seed of the folds and of the batches.
         metric: Name of the scores.
-        epochs: The chosen number of epochs.
-        scores: Score on the validation part after each epoch, the first of the start.
-        train_images: Number of images that trained.
-        validation_images: Number of images that chose the number of epochs.
+        candidates: All candidates with their cross-validation: the start, each epoch, and the
+            network that the hospital trained alone, and before it the ensemble.
+        chosen: Position of the chosen one.
+        share: Weight of the fine-tuned network in the ensemble.
+        networks: Number of networks in the weights: 2 for an ensemble, unless its two networks are
+            linear layers.
+        not_alone: The reason why no network that was trained alone is a candidate, or "".
+        images: Number of images that compared the candidates, and then trained the chosen one.
+        folds: Number of folds of the cross-validation.
         written: Time of the end.
         format: Number of the file's form.
         note: Words for a reader of the file.
@@ -62,15 +69,71 @@ class Adaptation:
     learning_rate: float
     batch_size: int
     pull: float
+    margin: float
     seed: int
     metric: str
-    epochs: int
-    scores: tuple[float, ...] = field(repr=False)
-    train_images: int
-    validation_images: int
+    candidates: tuple[Candidate, ...] = field(repr=False)
+    chosen: int
+    share: float
+    networks: int
+    not_alone: str
+    images: int
+    folds: int
     written: str
     format: int = FORMAT
     note: str = "This folder must not leave the hospital."
+
+    @property
+    def choice(self) -> Candidate:
+        """The chosen candidate."""
+        return self.candidates[self.chosen]
+
+    @property
+    def alone(self) -> Candidate | None:
+        """The network that the hospital trained alone, if it is a candidate."""
+        last = self.candidates[-1]
+        return last if last.kind == "alone" else None
+
+    @property
+    def compared(self) -> tuple[Candidate, ...]:
+        """The best candidate of each kind.
+
+        Of the epochs this is the chosen one, or else the one with the lowest loss.
+        """
+        tuned = [each for each in self.candidates if each.kind == "fine-tuned"]
+        best = [min(tuned, key=lambda each: each.loss)] if tuned else []
+        if self.choice.kind == "fine-tuned":
+            best = [self.choice]
+        others = [each for each in self.candidates if each.kind != "fine-tuned"]
+        return (*others[:1], *best, *others[1:])
+
+    def describe(self, candidate: Candidate) -> str:
+        """Return the name of a candidate in a table."""
+        if candidate.kind == "alone":
+            return "trained alone"
+        if candidate.kind == "ensemble":
+            plural = "s" * (candidate.epochs != 1)
+            return f"alone, mixed with {candidate.epochs} epoch{plural}"
+        if candidate.kind == "fine-tuned":
+            return f"after {candidate.epochs} epoch{'s' * (candidate.epochs != 1)} here"
+        return "the run's model" if self.start == "global" else "the site's own network"
+
+    @property
+    def reason(self) -> str:
+        """The reason of the choice, as a sentence."""
+        reference = self.candidates[0] if self.alone is None else self.alone
+        name = self.describe(reference)
+        if self.choice is reference:
+            return f'No other candidate is better than "{name}" by {self.margin:g} standard errors.'
+        if self.alone is not None and self.choice.kind != "ensemble":
+            return (
+                f"Its loss and its score are better than those of other kinds by "
+                f"{STRICT * self.margin:g} standard errors."
+            )
+        return (
+            f'Its loss is lower than that of "{name}" by {-self.choice.difference:.4f}, with a '
+            f"standard error of {self.choice.standard_error:.4f}."
+        )
 
     def as_bytes(self) -> bytes:
         """Return the content of the file."""
@@ -136,6 +199,19 @@ def read_adaptation(folder: Path) -> Adaptation | None:
         raise DataError(f"cannot read {path}: {error.strerror}.") from error
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}); adapt the model again.") from error
-    if found.format != FORMAT or not 0 <= found.epochs < len(found.scores):
+    if found.format != FORMAT or not _is_consistent(found):
         raise DataError(f"{path} is of another form; adapt the model again with this version.")
     return found
+
+
+def _is_consistent(found: Adaptation) -> bool:
+    """Return whether the candidates have one order and one choice."""
+    kinds = [each.kind for each in found.candidates]
+    order: tuple[Kind, ...] = ("start", "fine-tuned", "ensemble", "alone")
+    return (
+        kinds[:1] == ["start"]
+        and kinds == sorted(kinds, key=order.index)
+        and all(kinds.count(kind) <= 1 for kind in order if kind != "fine-tuned")
+        and 0 <= found.chosen < len(kinds)
+        and found.networks in (1, 2)
+    )

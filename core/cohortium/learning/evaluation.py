@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from cohortium.data.examples import DataSpec, Examples
     from cohortium.data.scores import Scores
-    from cohortium.learning.kept_features import FeatureFolder
+    from cohortium.learning.preprocessing import Features
     from cohortium.roles.protocols import Model
 
 BATCH = 512
@@ -53,7 +53,7 @@ class Evaluation:
         spec: DataSpec,
         model: Model,
         device: str,
-        features: FeatureFolder | None = None,
+        features: Features | None = None,
     ) -> Evaluation | None:
         """Preprocess `examples`, with the folder that keeps features.
 
@@ -87,8 +87,7 @@ def predict(model: Model, net: nn.Module, images: Tensor, spec: DataSpec) -> NDA
     training, parts = net.training, []
     net.eval()
     with torch.no_grad(), blame_network(model, net, "cannot be scored"):
-        step = max(1, min(BATCH, BATCH_VALUES // max(1, images[:1].numel())))
-        for batch in torch.split(images, step):
+        for batch in torch.split(images, batch_length(images)):
             outputs = net(batch.clone())
             require_rows(model, outputs, len(batch), spec.output_shape)
             parts.append(spec.task.predict(outputs).cpu())
@@ -96,6 +95,11 @@ def predict(model: Model, net: nn.Module, images: Tensor, spec: DataSpec) -> NDA
     found = torch.cat(parts)
     predictions: NDArray[Any] = (found.double() if found.is_floating_point() else found).numpy()
     return predictions
+
+
+def batch_length(images: Tensor) -> int:
+    """Return the number of preprocessed images that are scored at a time."""
+    return max(1, min(BATCH, BATCH_VALUES // max(1, images[:1].numel())))
 
 
 def resolve_device(device: str) -> str:

@@ -1,11 +1,16 @@
 """Fine-tuning of a network on one site's own images, for that site alone.
 
 The result is trained without noise.  It may reveal the images, so it must not leave the site.
+
+A site that trains alone may do better than with a fine-tuned network of the federation.  So the
+network that it trains alone is a candidate, too, and cross-validation chooses.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import math
 from typing import TYPE_CHECKING, Literal
 
@@ -15,38 +20,81 @@ from attrs.validators import ge, gt, in_, le, lt
 
 from cohortium import parameters
 from cohortium.catalog.networks import blame_network
-from cohortium.errors import RequestError
-from cohortium.learning.evaluation import Evaluation
+from cohortium.data.multiclass import Multiclass
+from cohortium.errors import RequestError, RunError, StudyError
+from cohortium.learning.evaluation import batch_length
 from cohortium.learning.optimizers import RATE
-from cohortium.learning.preprocessing import preprocess
+from cohortium.learning.preprocessing import ComputedInputs, preprocess
 from cohortium.learning.statistics_rounds import is_statistics_parameter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from cohortium.crypto.randomness import Seeds
     from cohortium.data.examples import DataSpec, Examples
-    from cohortium.data.scores import Scores
-    from cohortium.learning.kept_features import FeatureFolder
+    from cohortium.learning.preprocessing import Features
     from cohortium.roles.protocols import Model
+
+    TrainAlone = Callable[[Examples, Features], nn.Module]
+    """Trains a network on some of the site's examples alone, with features that are computed."""
 
 Learn = Literal["all", "head"]
 """Parameters that fine-tuning changes: all, or those of the last layer that has some."""
 
+Kind = Literal["start", "fine-tuned", "ensemble", "alone"]
+"""A candidate: the network at the start, after some epochs, trained by the site alone, or an
+ensemble of the last two."""
+
 MIN_UNITS = 8
-"""Fewest images, or patients, of a site that can choose a number of epochs."""
+"""Fewest images, or patients, of a site on which candidates can be compared."""
+
+STRICT = 3
+"""Factor of the margin for a candidate without a network that was trained alone."""
+
+
+@frozen(kw_only=True)
+class Candidate:
+    """A network that could be the result, and its cross-validation.
+
+    Attributes:
+        kind: The candidate.
+        epochs: Number of epochs of the fine-tuning, 0 for a network without one.
+        score: Mean of the images' scores (`Task.example_scores`), each by a network that has not
+            seen the image.  For classes this is the accuracy.
+        loss: Mean of the images' losses by the same networks.
+        difference: The loss minus that of the reference.
+        standard_error: Standard error of that difference, over images or patients.
+    """
+
+    kind: Kind
+    epochs: int = 0
+    score: float
+    loss: float
+    difference: float = 0.0
+    standard_error: float = 0.0
 
 
 @frozen(kw_only=True)
 class FineTuning:
-    """Recipe of a fine-tuning: epochs of Adam, of which a validation part chooses the number.
+    """Recipe of a fine-tuning: epochs of Adam, and the choice among the resulting networks.
 
-    The best number of epochs has the best main metric on the validation part.  Of equals, the one
-    with the smallest loss is chosen, if the task has a loss.  Then the smallest number counts.
-    0 is a candidate, so the result is never worse there than the start.
+    Candidates are the start, the network after each epoch, one that the site trains alone, and an
+    ensemble: the weighted mean of the outputs of that one and of the network after all epochs.  All
+    are compared by cross-validation over the site's images.
+
+    The network that the site trains alone is the reference.  The ensemble replaces it if two things
+    hold.  Its loss is lower by more than `margin` standard errors of the paired difference (similar
+    to the rule of Breiman et al. 1984).  Its score is no lower.
+
+    The start and the epochs may have been trained on the same images in the run before, which
+    flatters them.  So they need a loss and a score that are better by three times that margin.  Of
+    those, the one with the lowest loss is chosen.
+
+    Without a network trained alone, the start is the reference.  The epoch with the lowest loss
+    replaces it by the first of these rules.  The chosen candidate is trained on all images.
 
     Attributes:
         epochs: Most passes over the images.
@@ -55,16 +103,21 @@ class FineTuning:
         learn: Parameters that learn.  With "head", statistics such as BatchNorm's stay as well.
         pull: λ of the gradient's term λ(w - w_start), which keeps the weights near the start (Li et
             al. 2020).
-        validation_fraction: Share of the images, or of the patients if the images name them, that
-            only chooses the number of epochs.
+        folds: Number of parts of the images.  Each part is predicted by networks of the others.  If
+            the images name patients, the images of each are in one part.
+        margin: Number of standard errors.
+        share: Weight of the fine-tuned network in the ensemble.  The network that is trained alone
+            has the rest.
     """
 
-    epochs: int = field(default=30, validator=[ge(1), le(10_000)])
+    epochs: int = field(default=10, validator=[ge(1), le(10_000)])
     learning_rate: float = field(default=1e-3, validator=RATE)
     batch_size: int = field(default=32, validator=[ge(1), le(1 << 24)])
     learn: Learn = field(default="all", validator=in_(("all", "head")))
     pull: float = field(default=0.0, validator=[ge(0), le(1e6)])
-    validation_fraction: float = field(default=0.25, validator=[gt(0), lt(1)])
+    folds: int = field(default=5, validator=[ge(2), le(MIN_UNITS)])
+    margin: float = field(default=1.0, validator=[ge(0), le(1e3)])
+    share: float = field(default=0.25, validator=[gt(0), lt(1)])
 
     def fine_tune(
         self,
@@ -74,25 +127,27 @@ class FineTuning:
         model: Model,
         seeds: Seeds,
         *,
+        alone: TrainAlone | None = None,
         device: str = "cpu",
-        features: FeatureFolder | None = None,
-        progress: Callable[[int, float], None] | None = None,
+        features: Features | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> FineTuned:
-        """Return a fine-tuned copy of `net`, which is not changed.
+        """Return the chosen network.  `net` is not changed.
 
         Args:
             net: The network to start from, on `device`.
             examples: The site's images.
             spec: Shape of an image, and the classes.
             model: The model of `net`, which prepares images.
-            seeds: Seeds of the validation part and of the batches.
+            seeds: Seeds of the folds and of the batches.
+            alone: Trains a network on examples of the site alone.  None leaves that candidate out.
             device: Device on which torch computes.
-            features: Folder that keeps features between runs.
-            progress: Called after each epoch with its number and its score on the validation part.
-                Number 0 is the start.
+            features: Folder that keeps features between runs, or features in memory.
+            progress: Called after each fold with its number from 1, and the number of folds.
 
         Guarantees:
-            On the validation part, the result scores no less than `net`.
+            By cross-validation, the result has no lower score than the reference, and no greater
+            loss.  (The reference remains if the chosen one diverges on all images.)
             Equal arguments, device and threads give equal bits.
 
         Raises:
@@ -101,52 +156,98 @@ class FineTuning:
         """
         import torch
 
+        from cohortium.learning.ensemble import mix
+
         # Of the original, because a copy's parameters lose their marks.
         part = _LearningPart.of(net, self.learn)
-        train, held = self._parts(examples, seeds)
-        inputs = preprocess(model, examples.images, spec, features).to(device)
-        watch = Evaluation(model, inputs[torch.from_numpy(held)], examples.select(held), spec)
+        owners = np.arange(len(examples)) if examples.patients is None else examples.patients
+        folds = self._folds(owners, examples, seeds)
+        known = ComputedInputs.of(model, examples.images, spec, features)
+        inputs = preprocess(model, examples.images, spec, known).to(device)
         labels = torch.from_numpy(np.ascontiguousarray(examples.labels)).to(device)
         data = _Data(inputs, labels, spec)
-        best, tuned = copy.deepcopy(net), copy.deepcopy(net)
-        scores, chosen = [watch.score(net)], 0
-        if progress is not None:
-            progress(0, scores[0].main)
-        with torch.random.fork_rng(devices=[]), blame_network(model, tuned, "cannot be trained"):
-            # Layers such as Dropout draw from torch's global generator.
-            torch.manual_seed(seeds.integer("fine-tuning layers"))
-            for loss in self._epochs(tuned, part, data, train, seeds):
-                if not math.isfinite(loss):
-                    break
-                scores.append(watch.score(tuned))
-                if _rank(scores[-1]) > _rank(scores[chosen]):
-                    best, chosen = copy.deepcopy(tuned), len(scores) - 1
-                if progress is not None:
-                    progress(len(scores) - 1, scores[-1].main)
+        rival = _Rival.of(alone, examples, known, net)
+        table = _Table.empty(self.epochs, owners)
+        for fold, held in enumerate(folds):
+            train = np.setdiff1d(np.arange(len(examples)), held)
+            path = self._path(_Start(net, part, model), data, train, seeds, fold)
+            tuned, epoch = net, 0
+            for epoch, tuned in enumerate(path):
+                table.put(epoch, held, data.measure(tuned, held))
+            rival = rival.narrowed(examples.select(train))
+            if rival.fold_net is not None:
+                table.put(-1, held, data.measure(rival.fold_net, held))
+                if epoch == self.epochs:
+                    both = mix(rival.fold_net, tuned, self.share)
+                    table.put(-2, held, data.measure(both, held))
+            if progress is not None:
+                progress(fold + 1, len(folds))
+        rival = rival.required_finite(table.losses[-1])
+        candidates, chosen = table.choose(self.margin, has_rival=rival.net is not None)
+        reference = len(candidates) - 1 if rival.net is not None else 0
+        best: nn.Module | None = net
+        if candidates[chosen].kind != "start" and candidates[chosen].epochs:
+            everything = np.arange(len(examples))
+            path = self._path(_Start(net, part, model), data, everything, seeds, len(folds))
+            with contextlib.closing(path):
+                best = next(itertools.islice(path, candidates[chosen].epochs, None), None)
+        if best is None:  # It diverged on all images, so the reference remains.
+            best, chosen = net, reference
+        if rival.net is not None and candidates[chosen].kind == "alone":
+            best = rival.net
+        if rival.net is not None and candidates[chosen].kind == "ensemble":
+            best = mix(rival.net, best, self.share)
         return FineTuned(
-            net=best.eval(),
-            epochs=chosen,
-            scores=tuple(each.main for each in scores),
-            metric=scores[0].main_metric,
-            train_images=len(train),
-            validation_images=len(held),
+            net=copy.deepcopy(best).eval(),
+            candidates=candidates,
+            chosen=chosen,
+            metric="accuracy" if isinstance(spec.task, Multiclass) else "image score",
+            images=len(examples),
+            folds=len(folds),
+            not_alone=rival.reason,
         )
 
-    def _parts(self, examples: Examples, seeds: Seeds) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Return the positions of the images that train, and of those that choose."""
-        owners = np.arange(len(examples)) if examples.patients is None else examples.patients
-        units = np.unique(owners)
+    def _folds(
+        self, owners: NDArray[np.intp], examples: Examples, seeds: Seeds
+    ) -> tuple[NDArray[np.intp], ...]:
+        """Return the positions of each fold.  Units of one class are spread over the folds."""
+        units, first = np.unique(owners, return_index=True)
         if len(units) < MIN_UNITS:
             kind = "image" if examples.patients is None else "patient"
             told = f"there {'is' if len(units) == 1 else 'are'} {len(units)} {kind}"
             raise RequestError(
-                f"{told}{'s' * (len(units) != 1)}, and a fine-tuning needs {MIN_UNITS}, of which "
-                "some choose the number of epochs."
+                f"{told}{'s' * (len(units) != 1)}, and a fine-tuning needs {MIN_UNITS}, because "
+                "cross-validation compares its networks."
             )
-        count = min(max(1, round(self.validation_fraction * len(units))), len(units) - 1)
-        rng = seeds.generator("fine-tuning validation")
-        is_held = np.isin(owners, rng.choice(units, count, replace=False))
-        return np.flatnonzero(~is_held), np.flatnonzero(is_held)
+        order = seeds.generator("fine-tuning folds").permutation(len(units))
+        if examples.labels.ndim == 1:
+            order = order[np.argsort(examples.labels[first[order]], kind="stable")]
+        parts = [units[order[fold :: self.folds]] for fold in range(self.folds)]
+        return tuple(np.flatnonzero(np.isin(owners, part)) for part in parts)
+
+    def _path(
+        self, start: _Start, data: _Data, train: NDArray[np.intp], seeds: Seeds, number: int
+    ) -> Generator[nn.Module, None, None]:
+        """Yield a copy of the start before the first epoch and after each one.
+
+        It is one network, which the next epoch changes.  The last one precedes any weight that is
+        no finite number.
+        """
+        import torch
+
+        tuned = copy.deepcopy(start.net)
+        yield tuned
+        rng = seeds.generator("fine-tuning batches", number)
+        with (
+            torch.random.fork_rng(devices=[]),
+            blame_network(start.model, tuned, "cannot be trained"),
+        ):
+            # Layers such as Dropout draw from torch's global generator.
+            torch.manual_seed(seeds.integer("fine-tuning layers", number))
+            for loss in self._epochs(tuned, start.part, data, train, rng):
+                if not math.isfinite(loss):
+                    return
+                yield tuned
 
     def _epochs(
         self,
@@ -154,7 +255,7 @@ class FineTuning:
         part: _LearningPart,
         data: _Data,
         train: NDArray[np.intp],
-        seeds: Seeds,
+        rng: np.random.Generator,
     ) -> Iterator[float]:
         """Train `net` in place, and yield the mean loss of each epoch after it."""
         import torch
@@ -163,7 +264,6 @@ class FineTuning:
         learned = [named[name] for name in part.names]
         start = [p.detach().clone() for p in learned]
         optimizer = torch.optim.Adam(learned, lr=self.learning_rate)
-        rng = seeds.generator("fine-tuning batches")
         for _ in range(self.epochs):
             net.eval()
             layer.train()
@@ -186,29 +286,204 @@ class FineTuning:
 
 @frozen(eq=False, kw_only=True)
 class FineTuned:
-    """A fine-tuned network.
+    """The chosen network.
 
     Attributes:
-        net: The network after the best number of epochs, in evaluation mode.
-        epochs: That number.
-        scores: Main metric on the validation part after each epoch.  The first is the start's.
-            Fewer than all epochs follow if the loss became infinite.
-        metric: Name of that metric.
-        train_images: Number of images that trained.
-        validation_images: Number of images that chose.
+        net: The network, in evaluation mode.
+        candidates: All candidates: the start, each epoch, the ensemble, and the network trained
+            alone.  Those with an infinite loss are missing.
+        chosen: Position of the chosen one.
+        metric: Name of the scores.
+        images: Number of images.
+        folds: Number of folds.
+        not_alone: The reason why no network that was trained alone is a candidate, if one was
+            asked for.
     """
 
     net: nn.Module = field(repr=False)
-    epochs: int
-    scores: tuple[float, ...]
+    candidates: tuple[Candidate, ...]
+    chosen: int
     metric: str
-    train_images: int
-    validation_images: int
+    images: int
+    folds: int
+    not_alone: str = ""
+
+    @property
+    def choice(self) -> Candidate:
+        """The chosen candidate."""
+        return self.candidates[self.chosen]
+
+    @property
+    def networks(self) -> int:
+        """Number of networks whose outputs `net` mixes."""
+        from cohortium.learning.ensemble import MixedOutputs
+
+        return 2 if isinstance(self.net, MixedOutputs) else 1
 
 
-def _rank(scores: Scores) -> tuple[float, float]:
-    """Return a key that is greater for better scores."""
-    return scores.main, 0.0 if scores.loss is None else -scores.loss
+@frozen(eq=False, kw_only=True)
+class _Rival:
+    """The network that the site trains alone.
+
+    Attributes:
+        alone: Trains it.
+        features: The site's features.
+        net: The network of all images, or None if there is none.
+        fold_net: The network of one fold's training images.
+        reason: The reason why there is none.
+    """
+
+    alone: TrainAlone | None
+    features: Features
+    net: nn.Module | None = None
+    fold_net: nn.Module | None = None
+    reason: str = ""
+
+    @classmethod
+    def of(
+        cls, alone: TrainAlone | None, examples: Examples, features: Features, start: nn.Module
+    ) -> _Rival:
+        """Train on all images."""
+        found = cls(alone=alone, features=features)
+        if alone is None:
+            return found
+        net, reason = found._trained(examples)
+        if net is not None and _shapes(net) != _shapes(start):
+            net, reason = None, "it is of another form than the study's model"
+        return cls(alone=alone, features=features, net=net, reason=reason)
+
+    def narrowed(self, examples: Examples) -> _Rival:
+        """Train on `examples`."""
+        if self.net is None:
+            return self
+        fold_net, reason = self._trained(examples)
+        return _Rival(
+            alone=self.alone,
+            features=self.features,
+            net=None if fold_net is None else self.net,
+            fold_net=fold_net,
+            reason=reason,
+        )
+
+    def required_finite(self, losses: NDArray[np.float64]) -> _Rival:
+        """Leave the network out if it has infinite losses."""
+        if self.net is None or np.isfinite(losses).all():
+            return self
+        return _Rival(alone=self.alone, features=self.features, reason="its loss is infinite")
+
+    def _trained(self, examples: Examples) -> tuple[nn.Module | None, str]:
+        assert self.alone is not None
+        try:
+            return self.alone(examples, self.features).eval(), ""
+        except (StudyError, RunError) as error:
+            return None, str(error).rstrip(".")
+
+
+@frozen(eq=False)
+class _Table:
+    """Losses and scores of the images, by candidate.
+
+    Rows are the start, each epoch, the ensemble, and the network trained alone.
+
+    Attributes:
+        losses: Shape (E + 3, N), infinite where unknown.
+        scores: Shape (E + 3, N).
+        owner: Number of the unit of each image, shape (N,).
+    """
+
+    losses: NDArray[np.float64]
+    scores: NDArray[np.float64]
+    owner: NDArray[np.intp]
+
+    @classmethod
+    def empty(cls, epochs: int, owners: NDArray[np.intp]) -> _Table:
+        """Return a table for images of these units."""
+        losses = np.full((epochs + 3, len(owners)), math.inf)
+        _, owner = np.unique(owners, return_inverse=True)
+        return cls(losses, np.zeros_like(losses), owner)
+
+    def put(
+        self,
+        row: int,
+        positions: NDArray[np.intp],
+        found: tuple[NDArray[np.float64], NDArray[np.float64]],
+    ) -> None:
+        """Enter the losses and the scores of the images at `positions`."""
+        self.losses[row, positions], self.scores[row, positions] = found
+
+    def choose(self, margin: float, *, has_rival: bool) -> tuple[tuple[Candidate, ...], int]:
+        """Return the candidates, and the position of the chosen one.
+
+        Args:
+            margin: Number of standard errors.
+            has_rival: Whether a network was trained alone.
+        """
+        ensemble, alone = len(self.losses) - 2, len(self.losses) - 1
+        is_known = [bool(np.isfinite(row).all()) for row in self.losses]
+        tuned = [row for row in range(1, ensemble) if is_known[row]]
+        rows = [0, *tuned]
+        chosen = reference = alone if has_rival else 0
+        if has_rival:
+            rows += [ensemble, alone] if is_known[ensemble] else [alone]
+            if is_known[ensemble] and self._is_better(ensemble, alone, margin):
+                chosen = ensemble
+            rest = [
+                r for r in (0, *tuned) if self._is_better(r, chosen, STRICT * margin, strict=True)
+            ]
+        else:
+            rest = [r for r in tuned if self._is_better(r, 0, margin)]
+        if rest:
+            chosen = min(rest, key=lambda row: float(self.losses[row].mean()))
+        found = tuple(self._candidate(row, reference) for row in rows)
+        return found, rows.index(chosen)
+
+    def _candidate(self, row: int, reference: int) -> Candidate:
+        ensemble = len(self.losses) - 2
+        kinds: tuple[Kind, ...] = ("start", "fine-tuned", "ensemble", "alone")
+        difference, error = self._paired(self.losses[row] - self.losses[reference])
+        return Candidate(
+            kind=kinds[min(row, 1) + max(0, row - ensemble + 1)],
+            epochs=min(row, ensemble - 1) if row <= ensemble else 0,
+            score=float(self.scores[row].mean()),
+            loss=float(self.losses[row].mean()),
+            difference=difference,
+            standard_error=error,
+        )
+
+    def _is_better(self, row: int, other: int, margin: float, *, strict: bool = False) -> bool:
+        """Return whether a row has a lower loss and no lower score.
+
+        Args:
+            row: The row.
+            other: The row to compare it with.
+            margin: Number of standard errors by which the loss is lower.
+            strict: Whether the score must be higher by as many.
+        """
+        loss, loss_error = self._paired(self.losses[row] - self.losses[other])
+        gain, gain_error = self._paired(self.scores[row] - self.scores[other])
+        if strict and not gain > margin * gain_error:
+            return False
+        return loss < 0 and loss + margin * loss_error < 0 and gain >= 0
+
+    def _paired(self, differences: NDArray[np.float64]) -> tuple[float, float]:
+        """Return the mean of images' differences, and its standard error over the units."""
+        mean = float(differences.mean())
+        sums = np.bincount(self.owner, differences - mean)
+        scale = math.sqrt(len(sums) / (len(sums) - 1)) / len(differences)
+        return mean, scale * float(np.sqrt((sums**2).sum()))
+
+
+def _shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(t.shape) for name, t in parameters.state_dict(net).items()}
+
+
+@frozen(eq=False)
+class _Start:
+    """The network of which fine-tuning begins, its part that learns, and its model."""
+
+    net: nn.Module
+    part: _LearningPart
+    model: Model
 
 
 @frozen(eq=False)
@@ -222,6 +497,25 @@ class _Data:
     def losses(self, net: nn.Module, index: Tensor) -> Tensor:
         """Return the loss of each image at `index`, shape (B,)."""
         return self.spec.task.losses(net(self.inputs[index]), self.labels[index], None)
+
+    def measure(
+        self, net: nn.Module, positions: NDArray[np.intp]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the loss and the score of each image at `positions`, shape (M,)."""
+        import torch
+
+        losses, scores, task = [], [], self.spec.task
+        training = net.training
+        net.eval()
+        with torch.no_grad():
+            for batch in np.array_split(positions, -(-len(positions) // batch_length(self.inputs))):
+                index = torch.from_numpy(batch).to(self.labels.device)
+                outputs, labels = net(self.inputs[index]), self.labels[index]
+                losses.append(task.losses(outputs, labels, None).double().cpu().numpy())
+                values = task.predict(outputs).cpu().numpy()
+                scores.append(task.example_scores(values, labels.cpu().numpy()))
+        net.train(training)
+        return np.concatenate(losses), np.concatenate(scores)
 
 
 @frozen

@@ -8,10 +8,13 @@ A folder of features keeps the result for later runs (see `kept_features`).
 
 from __future__ import annotations
 
+import hashlib
 import math
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import attrs
+import numpy as np
+from attrs import field, frozen
 
 from cohortium.data.intensity import to_unit_range
 from cohortium.data.scratch import new_array
@@ -20,7 +23,7 @@ from cohortium.learning.feature_key import feature_key, sample_positions
 from cohortium.text import escape_control_characters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import DTypeLike, NDArray
     from torch import Tensor
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     from cohortium.data.examples import DataSpec
     from cohortium.learning.kept_features import FeatureFolder
     from cohortium.roles.protocols import Model
+
+    Features: TypeAlias = FeatureFolder | "ComputedInputs"
+    """A source of features that are computed already: a folder, or memory."""
 
 MAX_WHOLE_BYTES: Final = 1 << 28
 """Largest set, in bytes of its `float32` images, that is one part: 256 MiB."""
@@ -37,7 +43,7 @@ PART_BYTES: Final = 1 << 26
 
 
 def preprocess(
-    model: Model, images: NDArray[Any], spec: DataSpec, features: FeatureFolder | None = None
+    model: Model, images: NDArray[Any], spec: DataSpec, features: Features | None = None
 ) -> Tensor:
     """Return the network's inputs for stored images, shape (N, …).
 
@@ -45,16 +51,20 @@ def preprocess(
         model: Model whose `preprocess` is fixed and per image.
         images: Stored images, shape (N, C, …), in memory or mapped.
         spec: Public facts about the data.
-        features: Folder that keeps features between runs. Inputs in the form of the images are not
-            features: to compute them takes less than to read them.
+        features: Folder that keeps features between runs, or features in memory. Inputs in the form
+            of the images are not features: to compute them takes less than to read them.
 
     Guarantees:
         The result has the same bits with and without a folder.
+        Features in memory are those of an image among the images with which they were computed.
 
     Raises:
         NetworkError: The model gives parts of different shapes, or there is no room for them.
         RunError: The folder of features cannot be used.
     """
+    if isinstance(features, ComputedInputs):
+        known = features.find(model, images)
+        return preprocess(model, images, spec, features.folder) if known is None else known
     if features is None or not len(images) or not attrs.has(type(model)):
         return _compute(model, images, spec, new_array)
     sample = model.preprocess(to_unit_range(images[sample_positions(len(images))], spec))
@@ -62,6 +72,53 @@ def preprocess(
     if not _are_features(sample, spec) or size > features.max_bytes:
         return _compute(model, images, spec, new_array)
     return _kept(model, images, spec, features, sample)
+
+
+@frozen(eq=False)
+class ComputedInputs:
+    """Features of a set of images in memory, for networks that train on parts of the set.
+
+    Attributes:
+        model: Model of the features.
+        inputs: Features of all images, shape (N, …). None if the model's inputs are no features.
+        positions: Position of each image, by a digest of its stored values.
+        folder: Folder that keeps features of other images.
+    """
+
+    model: Model
+    inputs: Tensor | None = field(repr=False)
+    positions: Mapping[bytes, int] = field(repr=False)
+    folder: FeatureFolder | None = None
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        images: NDArray[Any],
+        spec: DataSpec,
+        features: Features | None = None,
+    ) -> ComputedInputs:
+        """Compute the features of stored images (N, C, …) as `preprocess` does."""
+        folder = features.folder if isinstance(features, ComputedInputs) else features
+        if not len(images) or not _are_features(
+            model.preprocess(to_unit_range(images[:1], spec)), spec
+        ):
+            return cls(model, None, {}, folder)
+        positions = {_digest(image): position for position, image in enumerate(images)}
+        return cls(model, preprocess(model, images, spec, features), positions, folder)
+
+    def find(self, model: Model, images: NDArray[Any]) -> Tensor | None:
+        """Return a copy of the features of `images`, or None if those of one are unknown."""
+        if self.inputs is None or model != self.model:
+            return None
+        found = [self.positions.get(_digest(image)) for image in images]
+        known = [position for position in found if position is not None]
+        return self.inputs[known] if len(known) == len(found) else None
+
+
+def _digest(image: NDArray[Any]) -> bytes:
+    """Return a digest of an image's stored values."""
+    return hashlib.sha256(np.ascontiguousarray(image).data).digest()
 
 
 def _are_features(inputs: Tensor, spec: DataSpec) -> bool:

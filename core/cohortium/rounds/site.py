@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from cohortium.crypto.signing import SigningKey
     from cohortium.data.examples import Examples
-    from cohortium.learning.kept_features import FeatureFolder
+    from cohortium.learning.preprocessing import Features
     from cohortium.ledger.account import Account
     from cohortium.messages.run import Request
     from cohortium.ring.ring import RingVector
@@ -85,7 +85,7 @@ class Site:
         policy: AdmissionPolicy | None = None,
         account: Account | None = None,
         store: TrainerStateStore | None = None,
-        features: FeatureFolder | None = None,
+        features: Features | None = None,
         fingerprint: bytes | None = None,
     ) -> None:
         """Refuse runs that the site does not allow, and prepare its images.
@@ -354,7 +354,7 @@ class SimulatedSiteFactory:
     policy: AdmissionPolicy | None = None
     account: Account | None = None
     store: TrainerStateFile | None = None
-    features: FeatureFolder | None = None
+    features: Features | None = None
 
     def create(self, share_model_with: SiteHandle | None = None) -> Site:
         """Create the site, sharing the network in memory of `share_model_with`."""

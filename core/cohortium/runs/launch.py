@@ -185,13 +185,13 @@ class _Run:
             listeners,
             self.stop,
             None if folder is None else folder.resume_command,
-            _run_alone,
+            run_one_site,
         )
 
 
-def _run_alone(prepared: PreparedStudy, out: Path) -> Result:
+def run_one_site(prepared: PreparedStudy, out: Path, observers: Sequence[Observer] = ()) -> Result:
     """Run the study of one site alone, which stores its trainer state in `out`, and no record."""
-    run = _Run.of((), lambda: False, None)
+    run = _Run.of(observers, lambda: False, None)
     with _engine_session((prepared,), _folders(out)) as (exchange, site_warnings):
         run = attrs.evolve(run, exchange=exchange)
         return run.execute(_new_state(prepared), site_warnings, None, None)

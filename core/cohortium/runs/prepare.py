@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cohortium.crypto.randomness import Randomness
     from cohortium.data.examples import DataSpec, Examples
     from cohortium.data.splits import Splits
+    from cohortium.learning.preprocessing import Features
     from cohortium.ledger.ledger import Ledger
     from cohortium.roles.values import ExampleIndices, SiteId
     from cohortium.rounds.run_config import RunConfig
@@ -64,7 +65,7 @@ class PreparedStudy:
     partition: tuple[ExampleIndices, ...] = ()
     holdout: tuple[ExampleIndices, ...] = ()
     identities: tuple[SigningKey, ...] | None = field(default=None, repr=False)
-    features: FeatureFolder | None = field(factory=FeatureFolder.from_environment)
+    features: Features | None = field(factory=FeatureFolder.from_environment)
     shared: str = ""
 
     @property

@@ -1,143 +1,102 @@
 """Networks that a simulated site would have instead of the federation's.
 
-A site alone trains the study on its own images.  A site that adapts fine-tunes the network that it
-got.  Only the simulator can compare the two, because both need a site's held-out images.
+A site alone trains the study on its own images.  A site that adapts chooses among the network that
+it got, that network after fine-tuning, and the one that it trains alone.  Only the simulator can
+compare the results, because that needs a site's held-out images.
 """
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
-from attrs import frozen
+from attrs import define, field
 
-from cohortium import parameters
 from cohortium.crypto.randomness import Seeds
 from cohortium.errors import RequestError
 from cohortium.learning.fine_tuning import FineTuning
-from cohortium.rounds.local_round import reading_own
-from cohortium.runs.prepare import prepare
-from cohortium.runs.run_directory import STATES
-from cohortium.storage.trainer_state import TrainerStateFile
-from cohortium.study.study import Study
+from cohortium.learning.preprocessing import ComputedInputs
+from cohortium.runs.alone import AloneTraining
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import nn
 
-    from cohortium.data.splits import Splits
+    from cohortium.data.examples import Examples
+    from cohortium.learning.preprocessing import Features
     from cohortium.roles.values import SiteId
+    from cohortium.runs.alone import Run
     from cohortium.runs.prepare import PreparedStudy
-    from cohortium.runs.result import Result
-
-    Run = Callable[[PreparedStudy, Path], Result]
-    """Runs a prepared study, whose site stores its trainer state in the given folder."""
 
 
-@frozen
-class Loaded:
-    """A data set that is loaded already."""
+@define(eq=False)
+class SiteBaselines:
+    """The networks of one simulated site. Both use one training on all of its images.
 
-    splits: Splits
-
-    def load(self) -> Splits:
-        """Return the images."""
-        return self.splits
-
-
-def alone_terms(study: Study, splits: Splits) -> dict[str, Any]:
-    """Return the arguments of `study` at one site alone, without noise and masks.
-
-    Args:
-        study: The study, of which model, trainer and rounds remain.
-        splits: The site's images.
-    """
-    return {
-        "dataset": Loaded(splits),
-        "model": study.model,
-        "trainer": study.trainer,
-        "privatizer": "none",
-        "aggregator": "plain",
-        "sites": 1,
-        "rounds": study.rounds,
-        "seed": study.seed,
-        "device": study.device,
-        "threads": study.threads,
-        "evaluate_every": 0,
-    }
-
-
-def train_alone(prepared: PreparedStudy, site: SiteId, run: Run) -> nn.Module:
-    """Return the network of a simulated site that trains the study by itself.
-
-    Args:
+    Attributes:
         prepared: The study of all sites.
         site: Number of the site.
-        run: Runs the study of the one site.
+        training: The training of the site alone.
     """
-    splits = prepared.splits
-    own = attrs.evolve(
-        splits,
-        train=attrs.evolve(
-            splits.train.select(prepared.partition[site]), groups=None, clients=None
-        ),
-        validation=None,
-        test=None,
-        groups=(),
-        centres=(),
-    )
-    alone = prepare(Study(**alone_terms(prepared.federation, own)), may_lack_classes=True)
-    with tempfile.TemporaryDirectory(prefix="cohortium-") as folder:
-        out = Path(folder)
-        result = run(alone, out)
-        net = alone.run_config.network()
-        parameters.load_state_dict(net, result.weights)
-        return own_network(alone, net, 0, out / STATES)
 
+    prepared: PreparedStudy
+    site: SiteId
+    training: AloneTraining
+    _examples: Examples = field(init=False)
+    _features: ComputedInputs = field(init=False)
+    _alone: nn.Module | None = field(default=None, init=False)
 
-def own_network(prepared: PreparedStudy, net: nn.Module, site: SiteId, states: Path) -> nn.Module:
-    """Return the network that a simulated site uses: its own, or `net` itself.
+    @classmethod
+    def of(cls, prepared: PreparedStudy, site: SiteId, run: Run) -> SiteBaselines:
+        """Return the networks of a site, of which none is trained yet.
 
-    Args:
-        prepared: The study.
-        net: The global network, which is not changed.
-        site: Number of the site.
-        states: Folder of the simulated sites' trainer state.
+        Args:
+            prepared: The study of all sites.
+            site: Number of the site.
+            run: Runs the study of the one site.
+        """
+        return cls(prepared, site, AloneTraining.of(prepared.federation, run))
 
-    Raises:
-        RunError: The site's state is damaged.
-    """
-    run_config = prepared.run_config
-    kept = TrainerStateFile(prepared.trainer_state_path(site, states), run_config.session).read()
-    own = reading_own(kept.to_device(run_config.device).at_round_end)
-    return run_config.trainer.personalize(net, own)
-
-
-def adapt_at_site(prepared: PreparedStudy, site: SiteId, net: nn.Module) -> nn.Module:
-    """Return `net`, fine-tuned on a simulated site's training images (see `FineTuning`).
-
-    A site with too few images for that keeps `net`.
-
-    Args:
-        prepared: The study.
-        site: Number of the site.
-        net: The network that the site uses, which is not changed.
-    """
-    run_config = prepared.run_config
-    seed = Seeds(prepared.federation.seed).integer("fine-tuning", site)
-    try:
-        tuned = FineTuning().fine_tune(
-            net,
-            prepared.splits.train.select(prepared.partition[site]),
-            run_config.spec,
-            run_config.model,
-            Seeds(seed),
-            device=run_config.device,
-            features=prepared.features,
+    def __attrs_post_init__(self) -> None:
+        """Compute the features of the site's images."""
+        run_config = self.prepared.run_config
+        self._examples = self.prepared.splits.train.select(self.prepared.partition[self.site])
+        self._features = ComputedInputs.of(
+            run_config.model, self._examples.images, run_config.spec, self.prepared.features
         )
-    except RequestError:
-        return net
-    return tuned.net
+
+    def alone(self) -> nn.Module:
+        """Return the network that the site trains by itself."""
+        if self._alone is None:
+            self._alone = self._train(self._examples, self._features)
+        return self._alone
+
+    def adapted(self, net: nn.Module) -> nn.Module:
+        """Return the network that `FineTuning` chooses.
+
+        A site with too few images for that keeps `net`.
+
+        Args:
+            net: The network that the site uses, which is not changed.
+        """
+        run_config = self.prepared.run_config
+        seed = Seeds(self.prepared.federation.seed).integer("fine-tuning", self.site)
+        try:
+            tuned = FineTuning().fine_tune(
+                net,
+                self._examples,
+                run_config.spec,
+                run_config.model,
+                Seeds(seed),
+                alone=lambda examples, features: (
+                    self.alone() if examples is self._examples else self._train(examples, features)
+                ),
+                device=run_config.device,
+                features=self._features,
+            )
+        except RequestError:
+            return net
+        return tuned.net
+
+    def _train(self, examples: Examples, features: Features) -> nn.Module:
+        splits = attrs.evolve(self.prepared.splits, train=examples, test=None)
+        return self.training.train(splits, features).net

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from cohortium.learning.evaluation import Evaluation
+from cohortium.runs.alone import own_network
 from cohortium.runs.holdout_scores import OwnScores, SiteScores
-from cohortium.runs.site_baselines import adapt_at_site, own_network, train_alone
+from cohortium.runs.site_baselines import SiteBaselines
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     from cohortium.roles.protocols import Trainer
     from cohortium.roles.values import SiteId
+    from cohortium.runs.alone import Run
     from cohortium.runs.prepare import PreparedStudy
-    from cohortium.runs.site_baselines import Run
 
 
 class _Watched(Mapping[str, "Tensor"]):
@@ -101,7 +102,7 @@ def score_sites(
         prepared: The study, whose `holdout_baselines` are scored, too.
         net: The final global network, which is not changed.
         states: Folder of the simulated sites' trainer state.
-        run: Runs the study of a site alone.  None trains no site alone.
+        run: Runs the study of a site alone.  None leaves the baselines out.
         progress: Called with each site that is scored.
 
     Raises:
@@ -121,10 +122,12 @@ def score_sites(
             continue
         own = own_network(prepared, net, site, states)
         alone = adapted = None
-        if run is not None and "alone" in baselines:
-            alone = watch.score(train_alone(prepared, site, run)).main
-        if "adapted" in baselines:
-            adapted = watch.score(adapt_at_site(prepared, site, own)).main
+        if run is not None and baselines:
+            networks = SiteBaselines.of(prepared, site, run)
+            if "alone" in baselines:
+                alone = watch.score(networks.alone()).main
+            if "adapted" in baselines:
+                adapted = watch.score(networks.adapted(own)).main
         globally = watch.score(net)
         found.append(
             SiteScores(

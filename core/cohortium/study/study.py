@@ -162,8 +162,8 @@ class Study:
             own on them.
         holdout_baselines: Further networks of each simulated site that are scored on its held-out
             images. "alone" is one that the site trains by itself with the study's model and
-            trainer, without noise. "adapted" is the site's own after fine-tuning. Each site trains
-            once more for each.
+            trainer, without noise. "adapted" is the one that `cohortium adapt` chooses: each site
+            then trains alone and fine-tunes for each fold, and once more.
         observers: Names of the observers that receive every run's events.
 
     Raises:

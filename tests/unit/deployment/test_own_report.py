@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import stat
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from attrs import define
 
 from cohortium import Federation, cli, parameters
 from cohortium.data.group_scores import MIN_IMAGES, paired_difference
@@ -20,44 +17,16 @@ from cohortium.deployment import rehearsal
 from cohortium.deployment.own_report import own_figures
 from cohortium.deployment.own_scores import read_scores
 from cohortium.deployment.site_config import SiteConfig
-from cohortium.deployment.site_server import SiteServer
 from cohortium.errors import CohortiumError, RequestError
 from cohortium.learning.evaluation import Evaluation
 from cohortium.plugin import Multiclass
 from cohortium.study.measurement import EvaluationPlan
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
+from tests.support.corridor import serving
 from tests.support.federations import QuadrantImages, tiny_federation
 
 SITES = 2
-
-
-@define(eq=False)
-class Corridor:
-    """An engine to the servers of hospitals in this process."""
-
-    servers: Mapping[int, SiteServer]
-
-    def connect(self, sites: object) -> Any:
-        return self
-
-    def exchange(self, broadcast: bytes, per_site: Any, timeout: object = None) -> Any:
-        for site, own in per_site.items():
-            yield site, self.servers[site].answer(broadcast, own)
-
-    def close(self) -> None: ...
-
-
-@contextlib.contextmanager
-def serving(folder: Path) -> Iterator[Corridor]:
-    with contextlib.ExitStack() as stack:
-        servers = {}
-        for site in range(SITES):
-            config = SiteConfig.read(folder / f"site-{site}" / "site.toml")
-            journal = config.open_journal()
-            stack.callback(journal.close)
-            servers[site] = SiteServer(config, journal)
-        yield Corridor(servers)
 
 
 @pytest.fixture(scope="module")

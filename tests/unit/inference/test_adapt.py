@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+import re
 import shutil
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +16,33 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor, nn
 from typer.testing import CliRunner
 
+from cohortium import Federation
 from cohortium.cli import app
 from cohortium.crypto.randomness import Seeds
 from cohortium.data.examples import Examples
-from cohortium.errors import CohortiumError, RequestError
+from cohortium.deployment import rehearsal
+from cohortium.deployment.site_config import SiteConfig
+from cohortium.errors import CohortiumError, RequestError, StudyError
 from cohortium.inference.classifier import Classifier
-from cohortium.learning.fine_tuning import MIN_UNITS, FineTuned, FineTuning
+from cohortium.learning.ensemble import mix
+from cohortium.learning.fine_tuning import MIN_UNITS, Candidate, FineTuned, FineTuning
 from cohortium.runs.evaluate import final_weights
 from cohortium.runs.result import Result
 from cohortium.storage.atomic_folder import atomic_folder
 from cohortium.storage.trainer_state import TrainerState, encode_trainer_state
+from cohortium_descriptor import Descriptor
 from cohortium_fedavg import Ditto, FedPer
 from cohortium_gaussian import Gaussian
 from cohortium_module import Module
+from tests.support.corridor import serving
 from tests.support.federations import QuadrantImages, tiny_federation
 
 WARNING = "this model must not leave this hospital"
 NETWORK = Module(module="tests.support.federations:SmallConvNet")
+LINEAR = Descriptor(bins=4, edge_bins=4, radii=(1.0,))
 
 
 def site_images(n: int = 40, seed: int = 9) -> Examples:
@@ -76,31 +86,108 @@ def from_file(path: Path, *more: str) -> list[str]:
 
 
 CLASSES = 'classes=["a","b","c","d"]'
+QUICK = ("--folds", "2", "--quiet")
 
 
-def tuned(run: Path, examples: Examples, **changes: Any) -> FineTuned:
+def tuned(
+    run: Path, examples: Examples, alone: Callable[..., nn.Module] | None = None, **changes: Any
+) -> FineTuned:
     classifier = Classifier.open(run)
-    recipe = FineTuning(**{"epochs": 4, "learning_rate": 0.01, **changes})
-    return recipe.fine_tune(classifier.net, examples, classifier.spec, classifier.model, Seeds(1))
+    recipe = FineTuning(**{"epochs": 4, "learning_rate": 0.01, "folds": 2, **changes})
+    return recipe.fine_tune(
+        classifier.net, examples, classifier.spec, classifier.model, Seeds(1), alone=alone
+    )
+
+
+class ByColumn(nn.Module):
+    """A classifier of `site_images` that knows which corner is bright, or answers by chance."""
+
+    def __init__(self, strength: float) -> None:
+        super().__init__()
+        self.strength = strength
+
+    def forward(self, images: Tensor) -> Tensor:
+        corner = images[:, 0, :4, :4].mean((1, 2)) - images[:, 0, :4, 4:].mean((1, 2))
+        logits = torch.full((len(images), 4), -20.0)
+        logits[:, 0], logits[:, 1] = self.strength * corner, -self.strength * corner
+        return logits
 
 
 @pytest.mark.parametrize("learning_rate", [0.01, 1e6])
 @pytest.mark.parametrize("learn", ["all", "head"])
-def test_never_worse_than_the_start_on_its_own_validation_part(
+def test_result_is_no_worse_than_the_start_by_cross_validation(
     private_run: Path, learning_rate: float, learn: str
 ) -> None:
     before = Classifier.open(private_run)
     found = tuned(private_run, site_images(), learning_rate=learning_rate, learn=learn)
-    assert found.scores[found.epochs] == max(found.scores) >= found.scores[0]
+    start = found.candidates[0]
+    assert start.kind == "start"
+    assert found.choice.score >= start.score
+    assert found.choice.loss <= start.loss
     assert all(bool(torch.isfinite(p).all()) for p in found.net.parameters())
     # The start itself is unchanged.
     assert before.sha256 == Classifier.open(private_run).sha256
 
 
+def with_form(net: nn.Module, like: nn.Module) -> nn.Module:
+    """`net`, with the parameters of `like` in name and shape, which it does not use."""
+    for name, parameter in like.named_parameters():
+        inner = net
+        for part in name.split(".")[:-1]:
+            if not hasattr(inner, part):
+                inner.add_module(part, nn.Module())
+            inner = inner.get_submodule(part)
+        inner.register_parameter(name.split(".")[-1], nn.Parameter(parameter.detach().clone()))
+    return net
+
+
+@pytest.mark.parametrize(
+    ("strength", "chosen"), [(30.0, "alone"), (0.1, "ensemble"), (-30.0, "fine-tuned")]
+)
+def test_better_network_is_chosen(private_run: Path, strength: float, chosen: str) -> None:
+    like = Classifier.open(private_run).net
+    seen: list[int] = []
+
+    def alone(examples: Examples, _: object) -> nn.Module:
+        seen.append(len(examples))
+        return with_form(ByColumn(strength), like)
+
+    found = tuned(private_run, site_images(), alone, epochs=12, learning_rate=0.02)
+    assert seen == [40, 20, 20]
+    kinds = [each.kind for each in found.candidates]
+    assert kinds == ["start", *["fine-tuned"] * 12, "ensemble", "alone"]
+    assert found.choice.kind == chosen
+    assert found.candidates[-1].difference == 0
+    assert found.not_alone == ""
+
+
+def test_site_that_cannot_train_alone_says_why(private_run: Path) -> None:
+    def too_few(*_: object) -> nn.Module:
+        raise StudyError("there are too few images.")
+
+    def other_form(*_: object) -> nn.Module:
+        return nn.Linear(2, 2)
+
+    for alone, reason in ((too_few, "there are too few images"), (other_form, "another form")):
+        found = tuned(private_run, site_images(), alone)
+        assert reason in found.not_alone
+        assert {each.kind for each in found.candidates} == {"start", "fine-tuned"}
+
+
+def test_mix_of_linear_layers_is_one_layer() -> None:
+    first, second, inputs = nn.Linear(3, 2), nn.Linear(3, 2), torch.randn(5, 3)
+    both = mix(first, second, 0.25)
+    assert type(both) is nn.Linear
+    torch.testing.assert_close(both(inputs), 0.75 * first(inputs) + 0.25 * second(inputs))
+    deep = mix(nn.Sequential(nn.ReLU(inplace=True), first), nn.Sequential(second), 0.25)
+    expected = 0.75 * first(inputs.relu()) + 0.25 * second(inputs)
+    torch.testing.assert_close(deep(inputs.clone()), expected)
+
+
 def test_head_leaves_every_other_layer(private_run: Path) -> None:
     start = dict(Classifier.open(private_run).net.named_parameters())
     found = tuned(private_run, site_images(), learn="head", learning_rate=0.05)
-    assert found.epochs > 0
+    assert found.choice.kind == "fine-tuned"
     moved = {n for n, p in found.net.named_parameters() if not torch.equal(p, start[n])}
     assert moved == {"4.weight", "4.bias"}
 
@@ -120,8 +207,17 @@ def test_a_patient_is_on_one_side(private_run: Path) -> None:
     import attrs
 
     owners = np.repeat(np.arange(MIN_UNITS), 5)
-    found = tuned(private_run, attrs.evolve(site_images(), patients=owners))
-    assert found.validation_images % 5 == 0
+    seen: list[set[int]] = []
+
+    def alone(examples: Examples, _: object) -> nn.Module:
+        assert examples.patients is not None
+        assert len(examples) == 5 * len(set(examples.patients))
+        seen.append(set(examples.patients))
+        return with_form(ByColumn(30.0), Classifier.open(private_run).net)
+
+    tuned(private_run, attrs.evolve(site_images(), patients=owners), alone)
+    assert [len(each) for each in seen] == [8, 4, 4]
+    assert seen[1] | seen[2] == set(range(MIN_UNITS))
     few = attrs.evolve(site_images(), patients=np.repeat(np.arange(4), 10))
     with pytest.raises(RequestError, match="there are 4 patients, and a fine-tuning needs 8"):
         tuned(private_run, few)
@@ -129,7 +225,7 @@ def test_a_patient_is_on_one_side(private_run: Path) -> None:
 
 def test_adapted_model_is_marked_and_stays(private_run: Path, images: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in private_run.rglob("*") if path.is_file()}
-    common = (*from_file(images, CLASSES), "--epochs", "3", "--rate", "0.01", "--quiet")
+    common = (*from_file(images, CLASSES), *QUICK, "--epochs", "3", "--rate", "0.01")
     for name in ("one", "two"):
         code, told, errors = spoken("adapt", private_run, "--out", tmp_path / name, *common)
         assert code == 0, errors
@@ -177,7 +273,9 @@ def test_other_requests_are_refused_in_one_sentence(
     there = tmp_path / "there"
     there.mkdir()
     done = tmp_path / "done"
-    quick = ("--epochs", "1", "--quiet")
+    exported = tmp_path / "exported"
+    assert spoken("export", private_run, "--out", exported)[0] == 0
+    quick = ("--epochs", "1", "--no-alone", "--quiet")
     assert spoken("adapt", private_run, "--out", done, *own, *quick)[0] == 0
     refused: list[tuple[tuple[str | Path, ...], str]] = [
         ((private_run,), "name the hospital's images"),
@@ -186,10 +284,12 @@ def test_other_requests_are_refused_in_one_sentence(
         ((private_run, *from_file(wide, CLASSES)), "of shape (1, 9, 9), not uint8"),
         ((private_run, *from_file(few, CLASSES)), "there are 5 images"),
         ((private_run, *own, "--rate", "-1"), "--rate"),
-        ((private_run, *own, "--validation", "1"), "--validation"),
+        ((private_run, *own, "--folds", "1"), "--folds"),
+        ((private_run, *own, "--margin", "-1"), "--margin"),
         ((private_run, *own, "--set", "model.name=cnn"), "only [dataset] names"),
         ((done, *own), "is adapted already"),
         ((tmp_path, *own), "is no record of a run"),
+        ((exported, *own), "is an exported model, for use without Cohortium"),
     ]
     for arguments, words in refused:
         out: tuple[str | Path, ...] = () if "--out" in arguments else ("--out", tmp_path / "new")
@@ -207,10 +307,11 @@ def test_other_requests_are_refused_in_one_sentence(
 def test_altered_records_are_refused(private_run: Path, images: Path, tmp_path: Path) -> None:
     done = tmp_path / "done"
     own = from_file(images, CLASSES)
-    assert spoken("adapt", private_run, "--out", done, *own, "--epochs", "1", "--quiet")[0] == 0
+    quick = ("--epochs", "1", "--no-alone", *QUICK)
+    assert spoken("adapt", private_run, "--out", done, *own, *quick)[0] == 0
     mark = done / "personal.json"
     text = mark.read_text("utf-8")
-    for damaged in ("", "{}", text.replace('"format": 1', '"format": 2'), text[:-9]):
+    for damaged in ("", "{}", text.replace('"format": 2', '"format": 1'), text[:-9]):
         mark.write_text(damaged, "utf-8")
         with pytest.raises(CohortiumError, match=r"personal\.json is"):
             Classifier.open(done)
@@ -254,10 +355,93 @@ def test_a_sites_own_network_is_used_and_marked(
     assert (out / "README.md").read_text("utf-8").splitlines()[2].startswith("> **Do not let")
     code, told, errors = spoken(
         "adapt", folder, "--state", state, "--out", tmp_path / "adapted",
-        *from_file(images, CLASSES), "--epochs", "1",
+        *from_file(images, CLASSES), "--epochs", "1", "--folds", "2",
     )  # fmt: skip
     assert code == 0, errors
-    assert "of the site's own network" in told
+    assert "the site's own network" in told
+
+
+def test_site_file_names_images_and_state(tmp_path: Path) -> None:
+    simulated = tiny_federation(
+        dataset=QuadrantImages(64), trainer=FedPer(), sites=2, rounds=2, threads=1
+    )
+    rehearsal.write_rehearsal(simulated.prepare(), tmp_path / "all", engine="inline")
+    run, site_file = tmp_path / "run", tmp_path / "all" / "site-1" / "site.toml"
+    with serving(tmp_path / "all") as corridor:
+        Federation.read(tmp_path / "all" / "study.toml").run(run, engine=corridor)
+    before = {path: path.read_bytes() for path in site_file.parent.rglob("*") if path.is_file()}
+    out = tmp_path / "ours"
+    code, told, errors = spoken("adapt", run, site_file, "--out", out, "--epochs", "1")
+    assert code == 0, errors
+    assert "starts from the site's own network in" in errors
+    assert "fold 5/5" in errors
+    assert "the site's own network" in told
+    assert "trained alone" in told
+    assert "No model was trained alone" not in told
+    record = json.loads((out / "personal.json").read_text("utf-8"))
+    images = len(SiteConfig.read(site_file).load_images().train.train)
+    assert (record["start"], record["images"], record["folds"]) == ("own", images, 5)
+    assert [each["kind"] for each in record["candidates"]] == [
+        "start", "fine-tuned", "ensemble", "alone",
+    ]  # fmt: skip
+    assert Classifier.open(out).sha256 == record["weights_sha256"]
+    # Nothing is charged or recorded at the site.
+    assert {p: p.read_bytes() for p in site_file.parent.rglob("*") if p.is_file()} == before
+    code, told, errors = spoken(
+        "adapt", run, site_file, "--set", "dataset.name=npz", "--out", tmp_path / "new"
+    )
+    assert (code, told) == (2, "")
+    assert "name the hospital's images" in errors
+
+
+@pytest.mark.parametrize(("model", "networks"), [(NETWORK, 2), (LINEAR, 1)])
+def test_mix_is_predicted_and_exported_as_one_model(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Any, networks: int
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "ours"
+    tiny_federation(model=model, sites=2, rounds=1, threads=1).run(run)
+    trained = []
+
+    def mixed(recipe: FineTuning, net: nn.Module, *_: object, **given: Any) -> FineTuned:
+        trained.append(given["alone"](site_images(), None))
+        return FineTuned(
+            net=mix(trained[0], net, recipe.share).eval(),
+            candidates=(
+                Candidate(kind="start", score=0.5, loss=2.0, difference=1.0),
+                Candidate(kind="ensemble", epochs=6, score=0.5, loss=0.5, difference=-0.5),
+                Candidate(kind="alone", score=0.5, loss=1.0),
+            ),
+            chosen=1,
+            metric="accuracy",
+            images=40,
+            folds=2,
+        )
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FineTuning, "fine_tune", mixed)
+        code, told, errors = spoken(
+            "adapt", run, "--out", out, *from_file(images, CLASSES), "--share", "0.75"
+        )
+    assert code == 0, errors
+    assert re.search(r"^chosen +alone, mixed with 6 epochs", told, re.MULTILINE)
+    record = json.loads((out / "personal.json").read_text("utf-8"))
+    assert (record["networks"], record["share"]) == (networks, 0.75)
+    before, found = Classifier.open(run), Classifier.open(out)
+    inputs = before.model.preprocess(torch.from_numpy(site_images().images) / 255)
+    logits = 0.25 * trained[0](inputs) + 0.75 * before.net(inputs)
+    expected = found.predict(site_images().images)
+    np.testing.assert_allclose(expected, logits.softmax(1).detach().numpy(), atol=1e-5)
+    code, told, errors = spoken("export", out)
+    assert code == 0, errors
+    card = " ".join((out / "export" / "README.md").read_text("utf-8").split())
+    assert "the weighted mean of two networks" in card
+    assert "| alone, mixed with 6 epochs | 50.00% | 0.5000 | chosen |" in card
+    program = torch.export.load(out / "export" / "model.pt2").module()
+    given = program(torch.from_numpy(site_images().images))
+    np.testing.assert_allclose(given.detach().numpy(), expected, atol=1e-5)
+    code, told, errors = spoken("adapt", out, *from_file(images, CLASSES), "--out", tmp_path / "2")
+    assert (code, told) == (2, "")
+    assert "is adapted already" in errors
 
 
 def test_hostile_states_are_refused_in_one_sentence(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from cohortium.errors import RequestError, RunError
+from cohortium.inference.classifier import PROGRAM
 from cohortium.inference.export.card import Exported, model_card
 from cohortium.inference.export.scores import recompute_scores
 from cohortium.storage.atomic import atomic_write
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from cohortium.inference.classifier import Classifier
 
-WEIGHTS, PROGRAM, ONNX, CARD = "weights.safetensors", "model.pt2", "model.onnx", "README.md"
+WEIGHTS, ONNX, CARD = "weights.safetensors", "model.onnx", "README.md"
 """The files of an export."""
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")

@@ -91,14 +91,33 @@ def _mark(classifier: Classifier) -> Iterator[str]:
         yield f"It is a site's own network of the run's trainer. The run itself ended {cost}."
         return
     whose = "the global network" if found.start == "global" else "the site's own network"
+    made = {
+        "start": f"It is {whose} of a run {cost}.",
+        "fine-tuned": f"It began as {whose} of a run {cost}, and was fine-tuned for "
+        f"{found.choice.epochs} of at most {found.max_epochs} epochs (`{_plain(found.learn)}`) on "
+        f"{found.images:,} images of this hospital.",
+        "ensemble": f"It is the weighted mean of two networks. One began as {whose} of a run "
+        f"{cost}, was fine-tuned for {found.choice.epochs} epochs (`{_plain(found.learn)}`) on "
+        f"{found.images:,} images of this hospital, and has the weight {found.share:g}. The other "
+        "was trained on these images alone.",
+        "alone": f"The hospital trained it alone on {found.images:,} images, with the recipe of a "
+        f"run {cost}, and it has nothing of {whose} of that run.",
+    }
     yield (
-        f"It began as {whose} of a run {cost}, and was fine-tuned for {found.epochs} of at most "
-        f"{found.max_epochs} epochs (`{_plain(found.learn)}`) on {found.train_images:,} images of "
-        f"this hospital. The number of epochs was chosen on {found.validation_images:,} further "
-        f"ones: {metric_name(found.metric)} {_shown(found.metric, found.scores[0])} before and "
-        f"{_shown(found.metric, max(found.scores))} after, which flatters it, having been chosen "
-        "by that."
+        f"{made[found.choice.kind]} {found.folds}-fold cross-validation over these images chose it "
+        "among the candidates below, which flatters its scores. The other rows are the best of "
+        "their kind."
     )
+    rows = [f"| candidate | {metric_name(found.metric)} | loss | |", "| --- | --- | --- | --- |"]
+    rows += [
+        f"| {found.describe(each)} | {each.score:.2%} | {each.loss:.4f} | "
+        f"{'chosen' if each is found.choice else ''} |"
+        for each in found.compared
+    ]
+    yield "\n".join(rows)
+    yield found.reason
+    if found.not_alone:
+        yield f"No model was trained alone: {_plain(found.not_alone)}."
 
 
 def _use(classifier: Classifier, exported: Exported) -> Iterator[str]:
