@@ -50,7 +50,7 @@ class Parties:
                 f"{path}: '{next(iter(table))}' is no party; name clinic, owner and helper alone."
             )
         if role not in found:
-            raise RequestError(f"{path} has no helper; add helper = \"HOST:PORT\" at every party.")
+            raise RequestError(f'{path} has no helper; add helper = "HOST:PORT" at every party.')
         if len(set(found.values())) < len(found):
             raise RequestError(f"{path}: two parties have one address; give each its own.")
         return cls(found)

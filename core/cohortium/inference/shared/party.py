@@ -25,7 +25,7 @@ import signal
 import struct
 import sys
 from functools import reduce
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -177,13 +177,16 @@ class Link:
     """Connections to the other parties, for short texts and for shares."""
 
     def __init__(self, context: Any, rank: int, parties: int) -> None:
+        """Take the library's connections of the party with a rank."""
         self.context, self.rank = context, rank
         self.others = [each for each in range(parties) if each != rank]
 
     def send(self, to: int, data: bytes) -> None:
+        """Send bytes to a party."""
         self.context.send(to, data)
 
     def receive(self, sender: int) -> bytes:
+        """Receive bytes of a party."""
         return bytes(self.context.recv(sender))
 
     def tell(self, message: Mapping[str, Any]) -> None:
@@ -208,9 +211,19 @@ class Link:
 class Session:
     """A party's part of one session."""
 
-    def __init__(self, job: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(
+        self, job: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], events: Events
+    ) -> None:
+        """Compile the program.
+
+        Args:
+            job: Description of this party's part.
+            arrays: Its secret arrays.
+            events: Where it reports.
+        """
         import spu
 
+        self.events = events
         self.job, self.arrays, self.spu = job, arrays, spu
         self.graph, self.rank = job["graph"], job["rank"]
         self.parties = len(job["addresses"])
@@ -225,6 +238,7 @@ class Session:
 
     @property
     def weights(self) -> list[str]:
+        """Names of the weights, in the order of the program."""
         return [each["name"] for each in self.graph["weights"]]
 
     def _compile(self) -> Any:
@@ -286,11 +300,12 @@ class Session:
             number = len(self.arrays[IMAGE])
             link.tell({"images": number})
         else:
-            number = link.hear(CLINIC).get("images")
-            if not isinstance(number, int) or not 0 < number <= MAX_IMAGES:
+            stated = link.hear(CLINIC).get("images")
+            if type(stated) is not int or not 0 < stated <= MAX_IMAGES:
                 raise SessionError("the clinic states no number of images")
+            number = stated
         if self.rank == OWNER:
-            report(event="asked", images=number)
+            self.events.report("asked", images=number)
             refusal = json.loads(sys.stdin.buffer.readline())["refusal"]
             link.tell({"refusal": refusal})
         else:
@@ -322,11 +337,11 @@ class Session:
             runtime.run(self.program)
             own = runtime.get_var(OUTPUT)
             if self.rank == CLINIC:
-                shares = [own]
-                for other in link.others:
-                    shares.append(unpack(self.spu.libspu.Share(), link.receive(other)))
-                found = self.io.reconstruct(shares)
-                report(event="output", values=[float(each) for each in found[0]])
+                received = [
+                    unpack(self.spu.libspu.Share(), link.receive(other)) for other in link.others
+                ]
+                found = self.io.reconstruct([own, *received])
+                self.events.report("output", values=[float(each) for each in found[0]])
             else:
                 link.send(CLINIC, pack(own))
         link.context.stop_link()
@@ -340,7 +355,8 @@ def pack(share: Any) -> bytes:
 
 def unpack(share: Any, data: bytes) -> Any:
     """Fill a share from bytes."""
-    parts, start = [], 0
+    parts: list[bytes] = []
+    start = 0
     while start < len(data) and len(parts) <= MAX_CHUNKS:
         (size,) = struct.unpack_from("<Q", data.ljust(start + 8), start)
         parts.append(data[start + 8 : start + 8 + size])
@@ -351,28 +367,26 @@ def unpack(share: Any, data: bytes) -> Any:
     return share
 
 
-def report(**event: Any) -> None:
-    """Write an event for the process that started this one."""
-    print(json.dumps(event), file=_events(), flush=True)  # noqa: T201 - events are the output
+class Events:
+    """The standard output that the process began with.
 
-
-_EVENTS: list[TextIO] = []
-
-
-def _events() -> TextIO:
-    """Return the standard output that the process began with.
-
-    The library writes its log to the descriptor of standard output, which `main` replaces.
+    The library writes its log to standard output, which then goes to standard error.
     """
-    if not _EVENTS:
-        _EVENTS.append(os.fdopen(os.dup(1), "w", encoding="utf-8"))
+
+    def __init__(self) -> None:
+        """Take over the standard output."""
+        self._file = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
-    return _EVENTS[0]
+
+    def report(self, event: str, **values: Any) -> None:
+        """Write an event for the process that started this one."""
+        self._file.write(json.dumps({"event": event, **values}) + "\n")
+        self._file.flush()
 
 
 def main() -> int:
     """Run the job of standard input, and return the exit status."""
-    _events()
+    events = Events()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
     job = json.loads(sys.stdin.buffer.readline())
@@ -381,25 +395,24 @@ def main() -> int:
 
         with np.load(io.BytesIO(sys.stdin.buffer.read(job["bytes"])), allow_pickle=False) as file:
             arrays = dict(file)
-        session = Session(job, arrays)
-        report(event="ready")
+        session = Session(job, arrays, events)
+        events.report("ready")
         link = session.connect()
-        report(event="connected")
+        events.report("connected")
         session.run(link)
     except ImportError as error:
-        report(event="missing", package=str(error.name))
+        events.report("missing", package=str(error.name))
     except SessionError as error:
-        report(event="failed", reason=str(error))
+        events.report("failed", reason=str(error))
     except Exception as error:  # noqa: BLE001 - the library reports faults as any exception
-        report(event="failed", reason=f"the library fails with {type(error).__name__}")
+        # Its text is not told, because it may name values.
+        events.report("failed", fault=type(error).__name__)
     else:
-        report(event="done")
+        events.report("done")
         return 0
     return 1
 
 
 if __name__ == "__main__":
     # Threads of the library may wait for a party that is gone, so the process does not join them.
-    status = main()
-    _events().flush()
-    os._exit(status)
+    os._exit(main())

@@ -102,7 +102,7 @@ class Participation:
             admitted = limit is None or limit.take(CLIENT, event["images"])
             process.reply(None if admitted else f"the limit of {limit.most} images is reached")  # type: ignore[union-attr]
         elif event["event"] == "failed":
-            _LOG.warning("a session ended: %s", event["reason"])
+            _LOG.warning("a session ended: %s", event.get("reason", "a party left it"))
 
     def ask(self, images: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the outputs (N, K) for a clinic's preprocessed images (N, C, H, W).
@@ -122,8 +122,8 @@ class Participation:
                         reason = "a party left the computation; repeat the command in some minutes"
                     elif event["event"] == "output":
                         outputs.append(event["values"])
-                    elif event["event"] == "failed" and "the library" not in event["reason"]:
-                        reason = event["reason"]
+                    elif event["event"] == "failed":
+                        reason = event.get("reason", reason)
             finally:
                 timer.cancel()
         if len(outputs) != len(images):
