@@ -291,7 +291,7 @@ class Session:
         if any(link.hear(other).get("program") != digest for other in link.others):
             raise SessionError(
                 "another party has another model or version; ask the owner for the folder, and use "
-                "one version of Cohortium, spu and jax"
+                "one version of Cohortium, torch, jax and spu"
             )
 
     def num_images(self, link: Link) -> int:

@@ -87,9 +87,10 @@ class PartyProcess:
         """Yield the events until the process ends.
 
         Raises:
-            RequestError: The Python has not the packages.
+            RequestError: The Python has not the packages, or cannot use them.
         """
         assert self._process.stdout is not None
+        is_ready = False
         for line in self._process.stdout:
             event: dict[str, Any] = json.loads(line)
             if event["event"] == "missing":
@@ -98,7 +99,13 @@ class PartyProcess:
                     "Python 3.11 with `pip install spu==0.9.5`, and name its Python with "
                     "--spu-python."
                 )
+            is_ready |= event["event"] == "ready"
             yield event
+        if not is_ready:
+            raise RequestError(
+                f"{self.python} ends before the party is ready; try whether `{self.python} -c "
+                "'import spu'` ends without an error."
+            )
 
     def reply(self, refusal: str | None) -> None:
         """Tell an owner's process whether to compute the outputs."""
