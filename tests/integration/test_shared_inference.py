@@ -192,9 +192,11 @@ def require_certificate(folder: Path) -> None:
     host, _, port = tomllib.loads((folder / "three.toml").read_text())["owner"].partition(":")
     context = ssl.create_default_context(cafile=folder / "ca.pem")
     plain = socket.create_connection((host, int(port)))
-    with context.wrap_socket(plain, server_hostname=host) as connection:
-        with pytest.raises((ssl.SSLError, ConnectionError)):
-            connection.recv(1)  # in TLS 1.3 a client learns it with the first answer
+    with (
+        context.wrap_socket(plain, server_hostname=host) as connection,
+        pytest.raises((ssl.SSLError, ConnectionError)),
+    ):
+        connection.recv(1)  # in TLS 1.3 a client learns it with the first answer
 
 
 def test_two_parties_compute_one_model_alone(home: Path) -> None:
