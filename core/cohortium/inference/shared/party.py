@@ -344,7 +344,6 @@ class Session:
                 self.events.report("output", values=[float(each) for each in found[0]])
             else:
                 link.send(CLINIC, pack(own))
-        link.context.stop_link()
 
 
 def pack(share: Any) -> bytes:
@@ -384,12 +383,22 @@ class Events:
         self._file.flush()
 
 
+def leave(link: Link | None) -> None:
+    """Wait until the others have received everything.
+
+    It may wait for a party that is gone. The process that started this one ends it then.
+    """
+    if link is not None:
+        link.context.stop_link()
+
+
 def main() -> int:
     """Run the job of standard input, and return the exit status."""
     events = Events()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PARENT_DEATH_SIGNAL, signal.SIGKILL)
     job = json.loads(sys.stdin.buffer.readline())
+    link: Link | None = None
     try:
         import numpy as np
 
@@ -404,11 +413,13 @@ def main() -> int:
         events.report("missing", package=str(error.name))
     except SessionError as error:
         events.report("failed", reason=str(error))
+        leave(link)
     except Exception as error:  # noqa: BLE001 - the library reports faults as any exception
         # Its text is not told, because it may name values.
         events.report("failed", fault=type(error).__name__)
     else:
         events.report("done")
+        leave(link)
         return 0
     return 1
 

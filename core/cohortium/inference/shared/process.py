@@ -8,7 +8,7 @@ import json
 import subprocess
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import numpy as np
 from attrs import field, frozen
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-PROGRAM = Path(__file__).with_name("party.py")
+PROGRAM: Final = Path(__file__).with_name("party.py")
+
+LEAVE_SECONDS: Final = 10.0
+"""Seconds in which a party must end after its last event."""
 
 
 @frozen(eq=False)
@@ -100,6 +103,8 @@ class PartyProcess:
                     "--spu-python."
                 )
             is_ready |= event["event"] == "ready"
+            if event["event"] in {"done", "failed"}:
+                self.kill_after(LEAVE_SECONDS)
             yield event
         if not is_ready:
             raise RequestError(
