@@ -99,8 +99,7 @@ class Participation:
         if event["event"] == "ready":
             _LOG.info("waiting as %s at %s", self.role, self.parties.addresses[self.role])
         elif event["event"] == "asked":
-            admitted = limit is None or limit.take(CLIENT, event["images"])
-            process.reply(None if admitted else f"the limit of {limit.most} images is reached")  # type: ignore[union-attr]
+            process.reply(_refusal(limit, event["images"]))
         elif event["event"] == "failed":
             _LOG.warning("a session ended: %s", event.get("reason", "a party left it"))
 
@@ -129,6 +128,19 @@ class Participation:
         if len(outputs) != len(images):
             raise RunError(f"{reason.rstrip('.')}.")
         return np.array(outputs)
+
+
+def _refusal(limit: AnswerLimit | None, images: int) -> str | None:
+    """Count images, and return the reason for which the clinic gets no outputs of them."""
+    if limit is None:
+        return None
+    try:
+        if limit.take(CLIENT, images):
+            return None
+    except OSError as error:
+        _LOG.error("cannot write %s: %s", limit.path, error.strerror)
+        return "its count of answers cannot be written"
+    return f"the limit of {limit.most} images is reached"
 
 
 def owner_network(classifier: Classifier) -> tuple[str, SharedNetwork]:
