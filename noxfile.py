@@ -1,7 +1,7 @@
 """The checks by name: `nox -l` lists them, `nox -s lint types` runs two.
 
 Sessions use the environment that nox itself is installed in, except `pythons`, which makes one
-for each interpreter that it finds.
+for each interpreter that it finds, and `shares`, which makes one for the library SPU.
 """
 
 from __future__ import annotations
@@ -95,3 +95,14 @@ def pythons(session: nox.Session) -> None:
     """Install the package under an interpreter, and run the tests that are not slow."""
     session.install("-c", "constraints.txt", "-e", ".[dev]")
     session.run("pytest", *session.posargs)
+
+
+@nox.session(venv_backend="virtualenv", python="3.11")
+def shares(session: nox.Session) -> None:
+    """Test inference on secret shares, with SPU in an environment of its own."""
+    session.install("spu==0.9.5")
+    python = str(Path(session.bin) / "python")
+    pytest = str(Path(sys.executable).with_name("pytest"))
+    test = "tests/integration/test_shared_inference.py"
+    session.run(pytest, "-m", "", "-n0", test, *session.posargs, external=True,
+                env={"COHORTIUM_SPU_PYTHON": python})  # fmt: skip

@@ -66,3 +66,16 @@ def warn_ignored_keys(study: Path | None, overrides: list[str] | None) -> None:
 
     for sentence in studies.ignored_keys(study, overrides or []):
         typer.echo(sanitize(sentence), err=True)
+
+
+PartiesFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="The addresses of the parties that compute on secret shares, as TOML."
+    ),
+]
+
+SpuPython = Annotated[
+    Path | None,
+    typer.Option(metavar="PYTHON", help="The Python that has spu, for --parties; default this."),
+]

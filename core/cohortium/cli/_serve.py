@@ -7,11 +7,11 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, NamedTuple
 
 import typer
 
-from cohortium.cli._options import RunFolder
+from cohortium.cli._options import PartiesFile, RunFolder, SpuPython
 from cohortium.cli._site import log_to_stderr
 from cohortium.cli._use import Weights
 from cohortium.errors import RequestError
@@ -44,6 +44,12 @@ def serve(
         Path | None,
         typer.Option(help="Write the clinics' part of the model to a new folder, and end."),
     ] = None,
+    parties: PartiesFile = None,
+    helper: Annotated[
+        bool,
+        typer.Option("--helper", help="Be the helper of --parties. DIR is the clinics' part."),
+    ] = False,
+    spu_python: SpuPython = None,
 ) -> None:
     """Serve a run's model for encrypted images.
 
@@ -52,10 +58,15 @@ def serve(
     trainable = "head"). Needs pip install 'cohortium[encrypted]'. Without a certificate, only this
     machine is served.
 
+    With --parties, two or three parties compute a whole network on secret shares instead (cnn,
+    dpresnet, resnet9, resnet18, vgg16). Needs a Python with spu.
+
     Examples:
       cohortium serve runs/first --public first-public
       cohortium serve runs/first
       cohortium serve runs/first --listen 0.0.0.0:8443 --certificate own.pem --clients ca.pem
+      cohortium serve runs/first --parties parties.toml --spu-python spu/bin/python
+      cohortium serve first-public --parties parties.toml --helper
     """
     from cohortium.inference.classifier import Classifier
     from cohortium.inference.encrypted import endpoint
@@ -63,6 +74,20 @@ def serve(
     from cohortium.inference.encrypted.public_model import publish
     from cohortium.inference.encrypted.service import InferenceServer, InferenceService
 
+    if parties is not None:
+        _serve_shares(
+            folder,
+            parties,
+            _OwnFiles(certificate, key, clients),
+            "helper" if helper else "owner",
+            spu_python,
+            max_answers=max_answers,
+            weights=weights,
+            public=public,
+        )
+        return
+    if helper or spu_python is not None:
+        raise RequestError("--helper and --spu-python are for --parties; give its file, too.")
     address = endpoint.parse_listen(listen)
     if certificate is None and (key is not None or clients is not None):
         raise RequestError("--key and --clients need --certificate, the service's own.")
@@ -84,3 +109,58 @@ def serve(
         _LOG.info("serving encrypted images at %s", server.url)
         sys.stderr.flush()
         server.serve_forever()
+
+
+class _OwnFiles(NamedTuple):
+    """Files of TLS."""
+
+    certificate: Path | None
+    key: Path | None
+    authority: Path | None
+
+
+def _serve_shares(
+    folder: Path,
+    file: Path,
+    tls: _OwnFiles,
+    role: Literal["owner", "helper"],
+    python: Path | None,
+    *,
+    max_answers: int | None,
+    weights: Weights,
+    public: Path | None,
+) -> None:
+    """Take part in computations on secret shares."""
+    from cohortium.inference.classifier import Classifier
+    from cohortium.inference.encrypted.answer_limit import FILE, AnswerLimit
+    from cohortium.inference.encrypted.public_model import PublicModel, publish
+    from cohortium.inference.shared import sessions
+    from cohortium.inference.shared.parties import Parties, TlsFiles
+
+    if role == "helper" and (max_answers is not None or public is not None or weights != "last"):
+        raise RequestError("--helper has no --max-answers, no --public and no --weights.")
+    known = Parties.read(file, role)
+    files = TlsFiles.of(*tls, option="--clients")
+    if files is None:
+        known.require_loopback()
+    limit = None
+    if role == "helper":
+        model, network = sessions.public_network(PublicModel.open(folder))
+    else:
+        classifier = Classifier.open(folder, weights)
+        model, network = sessions.owner_network(classifier)
+        if public is not None:
+            publish(classifier, public)
+            typer.echo(f"{public}")
+            return
+        limit = None if max_answers is None else AnswerLimit(folder / FILE, max_answers)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with log_to_stderr():
+        sessions.Participation(
+            role=role,
+            parties=known,
+            tls=files,
+            python=python or Path(sys.executable),
+            model=model,
+            network=network,
+        ).serve(limit)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from cohortium.cli._options import RunFolder
+from cohortium.cli._options import PartiesFile, RunFolder, SpuPython
 from cohortium.cli._personal import warn_personal
 from cohortium.cli._streams import json_text
 from cohortium.errors import RequestError, RunError
@@ -75,6 +76,8 @@ def predict(
     key: Annotated[
         Path | None, typer.Option(help="PEM file of its key, if not in the certificate's file.")
     ] = None,
+    parties: PartiesFile = None,
+    spu_python: SpuPython = None,
 ) -> None:
     """Classify images with a run's model.
 
@@ -84,6 +87,7 @@ def predict(
     declares. Images must have the same form as the training images.
 
     With --encrypted the weights stay with the model's owner, who sees neither image nor result.
+    With --parties they do, too, and the network is computed on secret shares.
 
     Examples:
       cohortium predict runs/first slides/
@@ -92,18 +96,30 @@ def predict(
       cohortium predict runs/cells slides/ --masks masks
       cohortium predict runs/own slides/ --state states/STATE.safetensors
       cohortium predict first-public slides/ --encrypted https://model.example:8443 --ca ca.pem
+      cohortium predict first-public slides/ --parties parties.toml --spu-python spu/bin/python
     """
     from cohortium.inference.classifier import Classifier
 
     if out is not None:
         check_new_file(out, remedy="give another file with --out")
-    if encrypted is not None:
+    if encrypted is not None and parties is not None:
+        raise RequestError("--encrypted and --parties are two ways; give one of them.")
+    if spu_python is not None and parties is None:
+        raise RequestError("--spu-python is for --parties; give its file, too.")
+    if encrypted is not None or parties is not None:
         if masks is not None or weights != "last" or state is not None:
             raise RequestError(
-                "--encrypted has no --masks, no --weights and no --state; the owner chooses."
+                f"{'--parties' if encrypted is None else '--encrypted'} has no --masks, no "
+                "--weights and no --state; the owner chooses."
             )
         tls = _TlsFiles(ca, certificate, key)
-        _write(_encrypted_rows(folder, images, split, encrypted, tls), out, as_json=as_json)
+        if parties is None:
+            assert encrypted is not None
+            rows = _encrypted_rows(folder, images, split, encrypted, tls)
+        else:
+            python = spu_python or Path(sys.executable)
+            rows = _shared_rows(folder, images, split, tls, _Shares(parties, python))
+        _write(rows, out, as_json=as_json)
         return
     if {ca, certificate, key} != {None}:
         raise RequestError("--ca, --certificate and --key are for --encrypted; give its URL, too.")
@@ -166,6 +182,47 @@ def _encrypted_rows(
         for batch in image_files.read(images, public.spec, split=split)
         for row in _rows(batch.names, classifier.predict(batch.images), public.spec)
     ]
+
+
+class _Shares(NamedTuple):
+    """The file of --parties, and the Python that has SPU."""
+
+    file: Path
+    python: Path
+
+
+def _shared_rows(
+    folder: Path,
+    images: list[Path],
+    split: str,
+    tls: _TlsFiles,
+    shares: _Shares,
+) -> list[dict[str, Any]]:
+    """Return the rows of images that the parties of a file compute on shares."""
+    import numpy as np
+
+    from cohortium.inference import image_files
+    from cohortium.inference.encrypted.public_model import PublicModel
+    from cohortium.inference.shared import sessions
+    from cohortium.inference.shared.parties import Parties, TlsFiles
+
+    parties = Parties.read(shares.file, "clinic")
+    files = TlsFiles.of(tls.certificate, tls.key, tls.ca, option="--ca")
+    if files is None:
+        parties.require_loopback()
+    public = PublicModel.open(folder)
+    model, network = sessions.public_network(public)
+    own = sessions.Participation(
+        role="clinic",
+        parties=parties,
+        tls=files,
+        python=shares.python,
+        model=model,
+        network=network,
+    )
+    batches = list(image_files.read(images, public.spec, split=split))
+    found = sessions.predict(own, public, np.concatenate([batch.images for batch in batches]))
+    return _rows([name for batch in batches for name in batch.names], found, public.spec)
 
 
 def _write(rows: list[dict[str, Any]], out: Path | None, *, as_json: bool) -> None:

@@ -1,0 +1,246 @@
+"""A network as public operations, the parties' file, and the refusals of the commands."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+from typer.testing import CliRunner
+
+from cohortium.cli import app
+from cohortium.data.examples import DataSpec
+from cohortium.errors import CohortiumError, NetworkError, RequestError
+from cohortium.inference.shared import party
+from cohortium.inference.shared.network import SharedNetwork, read_network
+from cohortium.inference.shared.parties import Parties, TlsFiles
+from cohortium.inference.shared.process import PartyProcess
+from cohortium.plugin import Model, Multiclass
+from cohortium_cnn import CNN
+from cohortium_dpresnet import DPResNet
+from cohortium_resnet9 import ResNet9
+from cohortium_resnet18 import ResNet18
+from cohortium_vgg16 import VGG16
+
+SPEC = DataSpec(
+    channels=3, size=(17, 14), task=Multiclass(("a", "b", "c")), pixel_type="uint8",
+    intensity_range=(0, 255), examples=10, patients=None,
+)  # fmt: skip
+
+MODELS: list[Any] = [
+    CNN(width=2),
+    DPResNet(width=2),
+    DPResNet(width=2, standardise=True),
+    ResNet9(width=2),
+    pytest.param(ResNet18(width=2), marks=pytest.mark.slow),
+    pytest.param(VGG16(width=2), marks=pytest.mark.slow),
+]
+
+
+def trained(model: Model) -> nn.Module:
+    """A network whose statistics and affine weights are not those of the beginning."""
+    net = model.build(SPEC, 0)
+    generator = torch.Generator().manual_seed(1)
+    for name, tensor in net.state_dict().items():
+        if tensor.ndim == 1 and tensor.is_floating_point():
+            noise = torch.rand(tensor.shape, generator=generator)
+            tensor.copy_(noise + 0.5 if "var" in name or "weight" in name else noise - 0.5)
+    return net.eval()
+
+
+def computed(network: SharedNetwork, image: Tensor) -> Tensor:
+    """The outputs by torch's own operations, from the public list and the weights."""
+    values = {"image": image, **network.weights}
+    for step in network.graph["steps"]:
+        inputs = [values[name] for name in step["inputs"]]
+        values[step["output"]] = step_of(step["operation"], inputs, step["parameters"])
+    return values[network.graph["output"]]
+
+
+def step_of(operation: str, inputs: list[Tensor], given: dict[str, Any]) -> Tensor:
+    torch_of: Any = functional
+    x, *weights = inputs
+    if operation == "group_norm":
+        assert given["weighted"] == [True, True]
+        found = torch_of.group_norm(x, given["groups"], *weights, eps=given["epsilon"])
+    elif operation == "scale":
+        factor, shift = (each.float()[:, None, None] for each in weights)
+        found = x * factor + shift
+    elif operation == "max_pool2d":
+        parameters = (given["kernel"], given["stride"], given["padding"])
+        found = torch_of.max_pool2d(x, *parameters, ceil_mode=True)
+        found = found[:, :, : given["size"][0], : given["size"][1]]
+    elif operation in {"mean", "amax"}:
+        found = getattr(x, operation)(given["axes"], keepdim=given["keep"])
+    else:
+        found = {
+            "conv2d": torch_of.conv2d,
+            "relu": torch.relu,
+            "add": torch.add,
+            "flatten": lambda x: x.flatten(1),
+            "linear": torch_of.linear,
+        }[operation](x, *weights, **given)
+    assert isinstance(found, Tensor)
+    return found
+
+
+@pytest.mark.parametrize("model", MODELS, ids=repr)
+def test_public_operations_and_weights_give_the_outputs(model: Model) -> None:
+    net = trained(model)
+    network = read_network(net, SPEC.shape)
+    image = torch.randn(1, *SPEC.shape, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        wanted = net(image)
+    assert {step["operation"] for step in network.graph["steps"]} <= party.OPERATIONS.keys()
+    torch.testing.assert_close(computed(network, image), wanted, atol=1e-5, rtol=1e-5)
+    # A clinic, whose weights are others, lists the same operations. So no weight is in the list.
+    clinic = read_network(model.build(SPEC, 5), SPEC.shape)
+    assert json.dumps(clinic.graph) == json.dumps(network.graph)
+
+
+class Unusual(nn.Module):
+    """A network that does a thing that shares cannot."""
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        self.fault = fault
+        self.conv = nn.Conv2d(3, 3, 3, groups=3 if fault == "groups" else 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps: Tensor = self.conv(images)
+        if self.fault == "sigmoid":
+            return maps.sigmoid().mean((2, 3))
+        if self.fault == "branch" and maps.sum() > 0:
+            return -maps.mean((2, 3))
+        if self.fault == "axes":
+            return maps.mean((1, 2))
+        if self.fault == "product":
+            return maps.mean((2, 3)) @ maps[0].mean((1,))[:, :3].relu()
+        return maps.mean((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("groups", "a convolution with groups"),
+        ("sigmoid", "the operation 'sigmoid'"),
+        ("branch", "cannot be traced"),
+        ("axes", "over other axes"),
+        ("product", "the operation '"),
+    ],
+)
+def test_network_of_another_kind_is_refused(fault: str, said: str) -> None:
+    with pytest.raises(NetworkError, match="cannot be computed on shares") as raised:
+        read_network(Unusual(fault), SPEC.shape)
+    assert said in str(raised.value)
+
+
+def test_volumes_are_refused() -> None:
+    with pytest.raises(NetworkError, match="4 axes"):
+        read_network(CNN(width=2).build(SPEC, 0), (1, 8, 8, 8))
+
+
+@given(st.binary(max_size=40), st.lists(st.binary(max_size=40), min_size=1, max_size=3))
+def test_share_survives_its_bytes(meta: bytes, chunks: list[bytes]) -> None:
+    data = party.pack(SimpleNamespace(meta=meta, share_chunks=chunks))
+    found = party.unpack(SimpleNamespace(), data)
+    assert (found.meta, found.share_chunks) == (meta, chunks)
+    for end in range(len(data)):
+        ends = {
+            8 + len(meta),
+            *itertools.accumulate([8 + len(meta), *(8 + len(c) for c in chunks)]),
+        }
+        if end not in ends:
+            with pytest.raises(party.SessionError):
+                party.unpack(SimpleNamespace(), data[:end])
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "parties.toml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+TWO = 'clinic = "127.0.0.1:9000"\nowner = "127.0.0.1:9001"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('clinic = "127.0.0.1:9000"\n', 'owner must be "HOST:PORT"'),
+        (TWO + "helper = 5\n", 'helper must be "HOST:PORT"'),
+        (TWO.replace("9001", "99999"), 'owner must be "HOST:PORT"'),
+        (TWO.replace("9001", "9000"), "two parties have one address"),
+        (TWO + 'dealer = "127.0.0.1:9002"\n', "'dealer' is no party"),
+        ("clinic = ", "is not valid TOML"),
+    ],
+)
+def test_parties_file_with_a_fault_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(CohortiumError) as raised:
+        Parties.read(write(tmp_path, text), "clinic")
+    assert said in str(raised.value)
+
+
+def test_two_parties_have_no_helper(tmp_path: Path) -> None:
+    path = write(tmp_path, TWO)
+    assert list(Parties.read(path, "owner").addresses) == ["clinic", "owner"]
+    with pytest.raises(RequestError, match="has no helper; add"):
+        Parties.read(path, "helper")
+
+
+def test_other_machines_need_tls(tmp_path: Path) -> None:
+    path = write(tmp_path, TWO.replace("127.0.0.1:9001", "model.example:9001"))
+    done = CliRunner().invoke(app, ["predict", "none", "none", "--parties", str(path)])
+    assert isinstance(done.exception, RequestError)
+    assert "without TLS only this machine may be named" in str(done.exception)
+    with pytest.raises(RequestError, match="needs both --certificate and --ca"):
+        TlsFiles.of(path, None, None, option="--ca")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["serve", "none", "--helper"], "are for --parties"),
+        (["predict", "none", "none", "--spu-python", "p"], "is for --parties"),
+        (["predict", "none", "none", "--parties", "p", "--encrypted", "u"], "two ways"),
+        (["predict", "none", "none", "--parties", "p", "--weights", "best"], "has no --masks"),
+        (["serve", "none", "--helper", "--parties", "p", "--max-answers", "1"], "has no --max"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(words: list[str], said: str) -> None:
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, RequestError)
+    assert said in str(done.exception)
+
+
+def test_python_without_the_library_is_named(tmp_path: Path) -> None:
+    # An isolated Python finds no package in this folder, so it is a Python without SPU anywhere.
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys._base_executable} -S "$@"\n', "utf-8")  # type: ignore[attr-defined]
+    bare.chmod(0o755)
+    job = {"rank": 0, "addresses": ["", ""], "graph": {}}
+    with (
+        PartyProcess.start(bare, job, {"image": np.zeros(1)}) as process,
+        pytest.raises(RequestError, match="has no package 'numpy'"),
+    ):
+        list(process.events())
+    with pytest.raises(RequestError, match="cannot start"):
+        PartyProcess.start(tmp_path / "none", job, {})
+    with (
+        PartyProcess.start(
+            Path("/bin/true"), job, {"image": np.zeros(math.prod((64, 64, 64)))}
+        ) as process,
+        pytest.raises(RequestError, match="ends before the party is ready"),
+    ):
+        list(process.events())
