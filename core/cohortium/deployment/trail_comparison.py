@@ -68,6 +68,11 @@ def missing_entries(site_config: SiteConfig) -> Iterator[str]:
                 f"the approval of study {record.digest[:12]} has no line: lines were removed at "
                 "the trail's end, or it is an older copy, or no command has approved the study."
             )
+        elif record.state == "approved" and not told.is_approved[record.digest]:
+            yield (
+                f"the study {record.digest[:12]} is approved, and the trail has the end of that "
+                "approval: the folder of approvals is an older copy. Revoke the study again."
+            )
     yield from _uncharged_releases(site_config.account.ledger, told)
 
 
@@ -79,12 +84,14 @@ class _Told:
         opened: Time of its first line.
         answers: Hashes of the answers of each run.
         releases: Attempts with a release of each run.
+        is_approved: Whether the last decision about each study is an approval that has not ended.
         approvals: Approvals, each with its study, person, last day and number of runs.
     """
 
     opened: dt.datetime | None = None
     answers: dict[str, set[str]] = field(factory=lambda: defaultdict(set))
     releases: dict[str, set[int]] = field(factory=lambda: defaultdict(set))
+    is_approved: dict[str, bool] = field(factory=dict)
     approvals: set[tuple[str, str, dt.date, int]] = field(factory=set)
 
     def take(self, entry: AnyEntry) -> None:
@@ -97,6 +104,9 @@ class _Told:
                 self.releases[entry.session].add(entry.attempt)
         elif isinstance(entry, entries.StudyApproved):
             self.approvals.add((entry.study, entry.by, entry.until, entry.runs))
+            self.is_approved[entry.study] = True
+        elif isinstance(entry, entries.StudyRevoked | entries.ApprovalEnded):
+            self.is_approved[entry.study] = False
 
     def covers(self, moment: float) -> bool:
         """Return whether the trail had begun at this moment, in seconds since 1970.

@@ -96,7 +96,7 @@ class SeenSignature:
         made: The signature.
         is_valid: Whether its key has signed this result.
         is_vouched: Whether the directory gives its site this key. None without a directory, and for
-            the coordinator, whose key is in none.
+            the coordinator, whose key is in none. If it is a site's there, False.
     """
 
     made: Signature
@@ -250,8 +250,11 @@ def _to_json(made: Sequence[Signature]) -> bytes:
 
 
 def _is_vouched(made: Signature, directory: KeyDirectory | None) -> bool | None:
-    if directory is None or made.role == "coordinator":
+    if directory is None:
         return None
+    if made.role == "coordinator":
+        theirs = {*directory.keys, *(key for _, key in directory.revoked)}
+        return False if bytes.fromhex(made.key) in theirs else None
     known = directory.keys[made.site] if made.site < len(directory.keys) else None
     return known == bytes.fromhex(made.key)
 

@@ -298,6 +298,23 @@ def test_approval_without_its_line_is_found(site: RehearsedSite, invitation: Inv
         cohortium("trail", str(site.folder / "site.toml"), "--check")
 
 
+def test_older_approval_is_found(site: RehearsedSite, invitation: Invitation) -> None:
+    """A copy from before the revocation would let the study run again."""
+    site.send(invitation)
+    with store_of(site) as store:
+        (record,) = store.studies()
+        store.now = lambda: dt.datetime.now(dt.UTC) + dt.timedelta(minutes=1)
+        store.approve(record.digest, by="A. Meyer", until=TODAY + 2 * DAY)
+        path = store.folder / record.digest
+        older = path.read_bytes()
+        store.revoke(record.digest, by="A. Meyer")
+    own = str(site.folder / "site.toml")
+    assert cohortium("trail", own, "--check")[0] == 0
+    path.write_bytes(older)
+    with pytest.raises(RecordError, match="the folder of approvals is an older copy"):
+        cohortium("trail", own, "--check")
+
+
 @define
 class Hall:
     """An engine with one server for each site."""

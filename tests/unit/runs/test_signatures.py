@@ -106,6 +106,13 @@ def test_key_that_is_not_the_directorys_is_told(run: Path) -> None:
     assert summarize((seen,)) == "the result is NOT validly signed by site 1."
 
 
+def test_key_of_a_site_is_not_vouched_for_as_the_coordinators(run: Path) -> None:
+    sign_result(run, SITE)
+    (seen,) = seen_signatures(run, DIRECTORY)
+    assert (seen.is_valid, seen.is_vouched) == (True, False)
+    assert summarize((seen,)) == "the result is NOT validly signed by the coordinator."
+
+
 @pytest.mark.parametrize("text", ["{}", "[{}]", "[1]", "\xff", "[" * 9999])
 def test_damaged_signatures_are_an_error(run: Path, text: str) -> None:
     (run / SIGNATURES).write_text(text, "latin-1")
