@@ -53,14 +53,18 @@ class Network(nn.Module):
         self.head = nn.Linear(8 * w, classes)
 
     def maps(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the maps that the head averages.
+        """Return the maps that the head averages, (N, 8w, 7, 7) of 28×28 images."""
+        return self.maps_by_stage(images)[-1]
+
+    def maps_by_stage(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the maps at the end of each stage.
 
         Shapes are for 28×28 images.
         """
         x = self.stem(images)  # (N, 2w, 28, 28)
         x = x + self.residual(x)  # (N, 2w, 28, 28), no ReLU after the sum
-        last: torch.Tensor = self.last(self.middle(x))  # (N, 8w, 7, 7)
-        return last
+        middle = self.middle(x)  # (N, 4w, 14, 14)
+        return x, middle, self.last(middle)  # (N, 8w, 7, 7)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits."""

@@ -31,9 +31,17 @@ from cohortium.plugin import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor, nn
 
 COHORTIUM_API = 1
+
+MAX_STAGES = 64
+"""Most stages of a network."""
+
+BLANK_SIDE = 32
+"""Side of the blank image that shows how many features the network has."""
 
 AXES = 2
 """Axes of an image: height and width."""
@@ -55,6 +63,11 @@ class Pretrained:
         trainable: "head": the network stays fixed.  The head sees the averages of its last maps
             over rings and quarter turns, at one norm.  "norms": the head, and the scales and shifts
             of the normalisation layers.  "everything": the training starts from the network.
+        stages: Number of the network's last stages whose maps are averaged.  The own network has
+            four stages, `dpresnet` three, `resnet9` two and `resnet18` four.  Earlier maps show
+            finer texture.
+        squares: Whether the features have averages of squared maps, too.  They tell many weak
+            answers of a kernel from few strong ones.
         width: Channels of the own network's first convolution.  The last has four times as many.
         epochs: Passes over `images`.
         seed: Seed of the network's training.
@@ -64,6 +77,8 @@ class Pretrained:
             At 1 all directions vary equally.
         variance_floor: Directions with less than this share of the greatest variance count as if
             they had it.
+        components: Number of directions kept: those in which the features of `images` vary most. 0
+            keeps every feature.
         private_whitening: Whether to whiten once more, by the second moments of the training
             images.  Sites release these under the run's privacy in the trainer's statistics rounds.
         private_variance_floor: Directions with less than this share of the whole count as if they
@@ -84,27 +99,37 @@ class Pretrained:
     trainable: Literal["head", "norms", "everything"] = field(
         default="head", validator=in_(("head", "norms", "everything"))
     )
+    stages: int = field(default=1, validator=[ge(1), le(MAX_STAGES)])
+    squares: bool = False
     width: int = field(default=32, validator=[ge(1), le(1 << 14)])
     epochs: int = field(default=6, validator=[ge(1), le(1000)])
     seed: int = field(default=1, validator=[ge(0), lt(1 << 63)])
     norm: float = field(default=70.0, validator=[ge(1e-6), le(1e6)])
     whiten: float = field(default=0.0, validator=[ge(0), le(1)])
     variance_floor: float = field(default=1e-3, validator=[ge(1e-12), le(1)])
+    components: int = field(default=0, validator=[ge(0), le(MAX_REFERENCES)])
     private_whitening: bool = False
     private_variance_floor: float = field(default=3e-3, validator=[ge(1e-12), le(1)])
     weights: str = ""
 
     def __attrs_post_init__(self) -> None:
-        """Refuse to whiten if no layer sees the features."""
+        """Refuse features of a network that takes images."""
         if (self.whiten or self.private_whitening) and self.trainable != "head":
             raise ValueError(
                 "whiten and private_whitening are for features; with trainable = "
                 f"'{self.trainable}' the network "
                 "takes images."
             )
+        if (self.stages > 1 or self.squares or self.components) and self.trainable != "head":
+            raise ValueError(
+                "stages, squares and components are for features; with trainable = "
+                f"'{self.trainable}' the network takes images."
+            )
 
     def preprocess(self, images: Tensor) -> Tensor:
-        """Return features (N, R·D) of images (N, C, H, W), or network inputs.
+        """Return features (N, F) of images (N, C, H, W), or network inputs.
+
+        F is `components`, or three times the number of averaged maps, or six times with `squares`.
 
         The images are in [0, 1].  If they have another number of channels than `images`, they are
         converted to grey.
@@ -112,15 +137,11 @@ class Pretrained:
         Raises:
             StudyError: The images are volumes.
         """
-        if len(size := images.shape[2:]) != AXES:
-            raise StudyError(
-                f"model 'pretrained' takes images of {AXES} axes, and these have {len(size)}; use "
-                "'cnn', 'dpresnet' or 'resnet18' for volumes."
-            )
+        _require_axes(images.shape[2:])
         if self.trainable != "head":
             return self._inputs(images)
         rows = self._features(images)
-        if self.whiten:
+        if self.whiten or self.components:
             rows = self._reference([rows])
         return scale_to_norm(rows, self.norm)
 
@@ -132,15 +153,15 @@ class Pretrained:
         import torch
         from torch import nn
 
-        from cohortium_pretrained._network import RADII
-
         # A caller that builds it without content needs its size alone, and has not agreed to a
         # training.
         is_bare = torch.empty(0).device.type == "meta"
-        trained = self._untrained(spec) if is_bare else self._trained[0]
+        trained, channels = (self._untrained(spec), spec.channels) if is_bare else self._trained
         features, classes = trained.head.in_features, len(spec.classes)
         if self.trainable == "head":
-            features *= len(RADII)
+            _require_axes(spec.size)
+            blank = trained.head.weight.new_zeros(1, channels, BLANK_SIDE, BLANK_SIDE)
+            features = self.components or self._pooled(trained, blank).shape[1]
         if self.private_whitening:
             return whitened_linear_head(
                 features, classes, floor=self.private_variance_floor, norm=self.norm
@@ -157,10 +178,13 @@ class Pretrained:
         return net.train()
 
     def _features(self, images: Tensor) -> Tensor:
-        """Return the pooled last maps of the network, (N, R·D), not normalised."""
+        """Return the pooled maps of the network, (N, F), not normalised."""
+        return self._pooled(self._trained[0], self._inputs(images))
+
+    def _pooled(self, net: Any, inputs: Tensor) -> Tensor:
         from cohortium_pretrained._network import pooled
 
-        return pooled(self._trained[0], self._inputs(images))
+        return pooled(net, inputs, stages=self.stages, has_squares=self.squares)
 
     @cached_property
     def _reference(self) -> FeatureWhitening:
@@ -169,7 +193,10 @@ class Pretrained:
         pixels = splits.train.images
         some = to_unit_range(pixels[:: -(-len(pixels) // MAX_REFERENCES)], splits.spec)
         return FeatureWhitening.of(
-            [self._features(some)], power=self.whiten / 2, floor=self.variance_floor
+            [self._features(some)],
+            power=self.whiten / 2,
+            floor=self.variance_floor,
+            components=self.components,
         )
 
     def _inputs(self, images: Tensor) -> Tensor:
@@ -257,6 +284,14 @@ class Pretrained:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, save(net.state_dict(), metadata={"trained": self._named}))
+
+
+def _require_axes(size: Sequence[int]) -> None:
+    if len(size) != AXES:
+        raise StudyError(
+            f"model 'pretrained' takes images of {AXES} axes, and these have {len(size)}; use "
+            "'cnn', 'dpresnet' or 'resnet18' for volumes."
+        )
 
 
 @hookimpl

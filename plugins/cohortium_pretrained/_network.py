@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from cohortium.plugin import StudyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 RADII = (0.4, 0.75, 1.1)
 """Outer radii of the rings that the last maps are averaged over. 1 touches the image's sides."""
@@ -34,6 +37,15 @@ class Network(nn.Module):
         """Return the logits."""
         logits: Tensor = self.head(self.maps(images).mean((2, 3)))
         return logits
+
+    def maps_by_stage(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Return the maps after each of the four convolutions."""
+        x, found = images, []
+        for layer in self.maps:
+            x = layer(x)
+            if isinstance(layer, nn.ReLU):
+                found.append(x)
+        return tuple(found)
 
 
 def _block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
@@ -69,27 +81,67 @@ def require_feature_maps(net: nn.Module) -> FeatureMapNetwork:
     )
 
 
-def pooled(net: FeatureMapNetwork, images: Tensor) -> Tensor:
-    """Return square roots of the last maps' means, (N, R·D).
+def pooled(
+    net: FeatureMapNetwork, images: Tensor, *, stages: int = 1, has_squares: bool = False
+) -> Tensor:
+    """Return square roots of the means of maps, (N, F).
 
-    The means are over R rings, and over quarter turns.
+    The means are over R rings, and over quarter turns.  F is R times the number of maps.
+
+    Args:
+        net: The network.
+        images: Prepared images, shape (N, C, H, W).
+        stages: How many of the last stages' maps are averaged.
+        has_squares: Whether the fourth roots of the means of squared maps follow, which doubles F.
+
+    Raises:
+        StudyError: The network has fewer stages.
     """
     if torch.compiler.is_compiling():
         # A traced program has no loop over an unknown number of images.  Its caller chooses that
         # number.
-        return _pooled(net, images)
+        return _pooled(net, images, stages, has_squares)
+    # Without images, one empty part has the number of features.
     with torch.no_grad():
-        parts = [_pooled(net, part) for part in torch.split(images, IMAGES_AT_ONCE)]
-    return torch.cat(parts) if parts else images.new_empty(0, len(RADII) * net.head.in_features)
+        parts = [
+            _pooled(net, part, stages, has_squares) for part in torch.split(images, IMAGES_AT_ONCE)
+        ]
+    return torch.cat(parts)
 
 
-def _pooled(net: FeatureMapNetwork, images: Tensor) -> Tensor:
-    total = images.new_zeros(())
+def _pooled(net: FeatureMapNetwork, images: Tensor, stages: int, has_squares: bool) -> Tensor:
+    totals: list[Tensor] = []
     turns = TURNS if images.shape[2] == images.shape[3] else 1
     for turn in range(turns):
-        maps = net.maps(images.rot90(turn, (2, 3)))  # (N, D, h, w)
-        total = total + torch.einsum("nchw,hwr->nrc", maps, _rings(maps))
-    return (total / turns).flatten(1).clamp(min=0).sqrt()
+        means = []
+        for maps in _last_maps(net, images.rot90(turn, (2, 3)), stages):  # each (N, D, h, w)
+            rings = _rings(maps)
+            means.append(torch.einsum("nchw,hwr->nrc", maps, rings))
+            if has_squares:
+                means.append(torch.einsum("nchw,hwr->nrc", maps.square(), rings))
+        totals = [a + b for a, b in zip(totals, means, strict=True)] if totals else means
+    roots = [(total / turns).flatten(1).clamp(min=0).sqrt() for total in totals]
+    if has_squares:
+        roots[1::2] = [root.sqrt() for root in roots[1::2]]
+    return torch.cat(roots, dim=1)
+
+
+def _last_maps(net: FeatureMapNetwork, images: Tensor, stages: int) -> list[Tensor]:
+    """Return the maps of the last stages, the last one's at the end.
+
+    Earlier maps may be sums before a ReLU.  Their negative values count as zero.
+    """
+    if stages == 1:
+        return [net.maps(images)]
+    by_stage: Callable[[Tensor], tuple[Tensor, ...]] | None = getattr(net, "maps_by_stage", None)
+    found = () if by_stage is None else by_stage(images)
+    if len(found) < stages:
+        raise StudyError(
+            f"model 'pretrained' is to average the maps of {stages} stages, and its network names "
+            f"{max(1, len(found))}; lower stages."
+        )
+    *earlier, last = found[-stages:]
+    return [*(maps.relu() for maps in earlier), last]
 
 
 def _rings(maps: Tensor) -> Tensor:

@@ -44,11 +44,18 @@ class Network(nn.Module):
     def maps(self, images: torch.Tensor) -> torch.Tensor:
         """Return the maps that the head averages.
 
-        Shapes are for 28×28 images and the small stem.
+        They are (N, 8w, 4, 4) of 28×28 images with the small stem.
         """
-        x = self.stem(images)  # (N, w, 28, 28)
-        last: torch.Tensor = self.stages(x)  # (N, 8w, 4, 4)
-        return last
+        return self.maps_by_stage(images)[-1]
+
+    def maps_by_stage(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the maps at the end of each stage, four of them."""
+        x = self.stem(images)  # (N, w, 28, 28) of 28×28 images, with the small stem
+        found = []
+        for stage in self.stages:
+            x = stage(x)
+            found.append(x)
+        return tuple(found)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits."""

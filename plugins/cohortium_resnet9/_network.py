@@ -39,13 +39,19 @@ class Network(nn.Module):
     def maps(self, images: torch.Tensor) -> torch.Tensor:
         """Return the maps of which the head takes the greatest values.
 
+        They are (N, 8w, 3, 3) of 28×28 images.
+        """
+        return self.maps_by_stage(images)[-1]
+
+    def maps_by_stage(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the maps at the end of each stage.
+
         Shapes are for 28×28 images.
         """
         x = self.stem(images)  # (N, 2w, 14, 14)
-        x = x + self.first(x)  # (N, 2w, 14, 14)
-        x = self.middle(x)  # (N, 8w, 3, 3)
-        last: torch.Tensor = x + self.second(x)  # (N, 8w, 3, 3)
-        return last
+        first = x + self.first(x)  # (N, 2w, 14, 14)
+        x = self.middle(first)  # (N, 8w, 3, 3)
+        return first, x + self.second(x)  # (N, 8w, 3, 3)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits."""

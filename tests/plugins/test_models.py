@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from attrs import evolve
 
 from cohortium import Federation
 from cohortium.plugin import DataSpec, Model, Multiclass, Seeds, StudyError, parameters
@@ -370,6 +371,75 @@ def test_pretrained_features_ignore_rotation_and_accept_grey() -> None:
         model.preprocess(images), model.preprocess(images.rot90(1, (2, 3))), atol=1e-2
     )
     assert model.preprocess(torch.rand(2, 1, 28, 28)).shape == (2, 48)
+
+
+@pytest.mark.parametrize(
+    ("network", "channels"),
+    [
+        (None, (4, 8, 8, 16)),
+        (DPResNet(width=2), (4, 8, 16)),
+        (ResNet9(width=2, norm="group"), (4, 16)),
+        (ResNet18(width=2), (2, 4, 8, 16)),
+    ],
+    ids=str,
+)
+def test_pretrained_features_of_several_stages(
+    network: Model | None, channels: tuple[int, ...]
+) -> None:
+    def model(**terms: Any) -> Pretrained:
+        cells = Phantom(examples=16, validation=0, test=0)
+        return Pretrained(images=cells, network=network, width=4, epochs=1, **terms)
+
+    images, maps = _cells(3, seed=5), sum(channels)
+    last = model().preprocess(images)
+    every = model(stages=len(channels))
+    rows = every.preprocess(images)
+    assert rows.shape == (3, 3 * maps)
+    assert (rows >= 0).all()
+    assert len(parameters.flatten(every.build(SPEC, 0))) == (3 * maps + 1) * len(SPEC.classes)
+    ending = rows[:, -last.shape[1] :]
+    lengths = ending.norm(dim=1, keepdim=True)
+    assert torch.allclose(ending * 70 / lengths, last, rtol=1e-4, atol=1e-3)
+    with pytest.raises(StudyError, match=f"its network names {len(channels)}; lower stages"):
+        model(stages=len(channels) + 1).preprocess(images)
+
+
+def test_pretrained_features_with_squares() -> None:
+    model = Pretrained(images=CELLS, width=4, epochs=1, squares=True)
+    images = _cells(3, seed=5)
+    rows = model.preprocess(images)
+    assert rows.shape == (3, 96)
+    means, squares = rows.split(48, dim=1)
+    # The mean of squares is at least the square of the mean, and more where the map varies.
+    assert (squares >= means - 1e-3).all()
+    assert float((squares - means).max()) > 0.1
+    assert torch.allclose(model.preprocess(images.rot90(1, (2, 3))), rows, atol=1e-2)
+    assert model.preprocess(images[:0]).shape == (0, 96)
+    assert len(parameters.flatten(model.build(SPEC, 0))) == 97 * len(SPEC.classes)
+    with pytest.raises(ValueError, match="squares and components are for features; with trainable"):
+        Pretrained(images=CELLS, trainable="norms", squares=True)
+
+
+def test_pretrained_features_are_projected() -> None:
+    whole = Pretrained(images=CELLS, width=4, epochs=1, whiten=1.0)
+    model = evolve(whole, components=12)
+    images = _cells(200, seed=5)
+    rows = model.preprocess(images)
+    assert rows.shape == (200, 12)
+    assert torch.allclose(rows.norm(dim=1), torch.full((200,), 70.0), rtol=1e-4)
+    assert _spread(rows, 10) < 10
+    assert len(parameters.flatten(model.build(SPEC, 0))) == 13 * len(SPEC.classes)
+    few = Phantom(examples=8, validation=0, test=0)
+    with pytest.raises(ValueError, match="vary in 7 directions only"):
+        Pretrained(images=few, width=4, epochs=1, components=12).preprocess(images)
+
+
+def test_a_network_without_stages_has_one() -> None:
+    model = Pretrained(images=CELLS, network=DPResNet(width=2), epochs=1, stages=2)
+    net = model._untrained(SPEC)
+    net.maps_by_stage = None
+    with pytest.raises(StudyError, match="2 stages, and its network names 1; lower stages"):
+        model._pooled(net, _cells(1, seed=5))
 
 
 def test_extra_features_weigh_as_much_as_descriptor() -> None:
