@@ -409,7 +409,7 @@ def test_pretrained_features_with_squares() -> None:
     images = _cells(3, seed=5)
     rows = model.preprocess(images)
     assert rows.shape == (3, 96)
-    means, squares = rows.split(48, dim=1)
+    means, squares = rows[:, :48], rows[:, 48:]
     # The mean of squares is at least the square of the mean, and more where the map varies.
     assert (squares >= means - 1e-3).all()
     assert float((squares - means).max()) > 0.1
