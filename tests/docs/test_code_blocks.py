@@ -24,6 +24,7 @@ from cohortium.cli import app
 from cohortium.crypto.randomness import Randomness
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.deployment.site_config import SiteConfig
+from cohortium.inference.shared.parties import Parties
 from cohortium.roles import ROLES, hooks
 from cohortium.study import study_file
 
@@ -95,6 +96,10 @@ def test_toml_block_is_package_site_or_study(text: str, tmp_path: Path) -> None:
         return
     if "project" in tables:
         assert tables["project"]["entry-points"]["cohortium"]
+        return
+    if "clinic" in tables:
+        (tmp_path / "parties.toml").write_text(text)
+        assert Parties.read(tmp_path / "parties.toml", "helper").addresses == tables
         return
     if "tune" in tables:
         (tmp_path / "study.toml").write_text(text)

@@ -87,7 +87,7 @@ def predict(
     declares. Images must have the same form as the training images.
 
     With --encrypted the weights stay with the model's owner, who sees neither image nor result.
-    With --parties they do, too, and the network is computed on secret shares.
+    With --parties, two or three parties compute the network on secret shares to the same end.
 
     Examples:
       cohortium predict runs/first slides/
