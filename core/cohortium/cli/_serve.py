@@ -54,7 +54,7 @@ def serve(
     """Serve a run's model for encrypted images.
 
     A clinic encrypts an image's features. This service computes on them and cannot read them. The
-    model must be one linear layer on fixed features (descriptor, scatternet, or pretrained with
+    model must be one layer on fixed features (descriptor, scatternet, or pretrained with
     trainable = "head"). Needs pip install 'cohortium[encrypted]'. Without a certificate, only this
     machine is served.
 
@@ -73,7 +73,9 @@ def serve(
     from cohortium.inference.encrypted.answer_limit import FILE, AnswerLimit
     from cohortium.inference.encrypted.public_model import publish
     from cohortium.inference.encrypted.service import InferenceServer, InferenceService
+    from cohortium.runs.personal_mark import refuse_personal
 
+    refuse_personal(folder, purpose="served to others")
     if parties is not None:
         _serve_shares(
             folder,

@@ -302,6 +302,10 @@ def test_other_requests_are_refused_in_one_sentence(
     assert list(there.iterdir()) == []
     with pytest.raises(RequestError, match="cannot be evaluated at other sites"):
         final_weights(done)
+    for option in ("--public", "--parties"):
+        code, told, errors = spoken("serve", done, option, tmp_path / "for-others")
+        assert (code, told) == (2, "")
+        assert "must not leave its hospital; it cannot be served to others" in errors
 
 
 def test_altered_records_are_refused(private_run: Path, images: Path, tmp_path: Path) -> None:

@@ -63,6 +63,8 @@ def _summary(classifier: Classifier) -> Iterator[str]:
         f"`{parts['trainer']}`, aggregator `{parts['aggregator']}`, {terms.get('sites', '?')} "
         f"sites."
     )
+    if classifier.personal is not None and classifier.personal.adaptation is not None:
+        return  # `_mark` tells how the weights were made
     if classifier.chosen is None:
         yield f"These are the weights after the last round, {classifier.rounds}."
         return
