@@ -209,7 +209,7 @@ def changed_state(request: bytes, state: tuple[float, ...]) -> bytes:
     )
 
 
-@pytest.mark.parametrize("state", [(), (math.nan,), (1e9,), (0.05, 0.05), (0.0,)])
+@pytest.mark.parametrize("state", [(), (1e9,), (0.05, 0.05), (0.0,)])
 def test_site_refuses_a_clip_that_the_study_does_not_have(state: tuple[float, ...]) -> None:
     prepared = tiny_federation(**ADAPTIVE).prepare()
     site = prepared.site_factory(0).create()

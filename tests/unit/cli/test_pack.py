@@ -230,7 +230,7 @@ def test_large_arrays_are_mapped_and_aligned(
 ) -> None:
     splits = made()
     write_store(splits, tmp_path / "x.npz")
-    monkeypatch.setattr("cohortium.data.npz.MAX_MEMORY_BYTES", 100)
+    monkeypatch.setattr("cohortium.data.npz_archive.MAX_MEMORY_BYTES", 100)
     monkeypatch.setattr(scratch, "MAX_MEMORY_BYTES", 100)
     again = read_npz_splits(tmp_path / "x.npz", name="x")
     held = again.train.images

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cohortium.data import memory, npz
+from cohortium.data import memory, npz, npz_archive
 from cohortium.errors import DataError
 
 
@@ -55,11 +55,11 @@ def test_npz_exceeding_available_memory_is_refused(
     zeros = np.zeros((2000, 28, 28), np.uint8)
     np.savez_compressed(path, train_images=zeros, train_labels=np.arange(2000) % 2)
     assert len(npz.read_npz_splits(path, name="x").train) == 2000
-    monkeypatch.setattr(npz, "available", lambda: 2 << 20)
+    monkeypatch.setattr(npz_archive, "available", lambda: 2 << 20)
 
     def unpack(*_: object) -> None:
         pytest.fail("it was unpacked")
 
-    monkeypatch.setattr(npz, "_array", unpack)
+    monkeypatch.setattr(npz_archive, "_array", unpack)
     with pytest.raises(DataError, match="in the memory there is; split it"):
         npz.read_npz_splits(path, name="x")
