@@ -4,7 +4,8 @@
 
 The attacker follows the protocol, knows the study and the weights, and reads one round's release.
 It plays against three releases: a bare update, the exact sum of all sites, and the release that the
-study's coordinator really sees. An attack that fails proves nothing. The guarantee does.
+study's coordinator really sees. An attack that fails proves nothing. The guarantee bounds
+every attack.
 """
 
 from __future__ import annotations

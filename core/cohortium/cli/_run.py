@@ -101,7 +101,7 @@ def run(
     folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
     with _write_report_after(folder), stop_on_signal(folder) as stop:
         result = federation.run(folder, observers=observers, stop=stop, signing_key=key)
-        _print_outcome(result, as_json=as_json)
+        _print_outcome(result, key, as_json=as_json)
 
 
 def resume(
@@ -128,7 +128,7 @@ def resume(
     watched, observers = _with_observers(federation, observer, is_quiet=quiet or as_json)
     with _write_report_after(folder), stop_on_signal(folder) as stop:
         result = watched.resume(folder, observers=observers, stop=stop, signing_key=key)
-        _print_outcome(result, as_json=as_json)
+        _print_outcome(result, key, as_json=as_json)
 
 
 def _read_key(path: Path | None) -> SigningKey | None:
@@ -186,13 +186,16 @@ def _write_report_after(folder: Path) -> Iterator[None]:
     reporting.write([folder])
 
 
-def _print_outcome(result: Result, *, as_json: bool) -> None:
+def _print_outcome(result: Result, key: SigningKey | None, *, as_json: bool) -> None:
     if as_json:
         typer.echo(json_text(result.as_json()))
-    elif result.measured is not None:
+        return
+    if result.measured is not None:
         print_measured(result)
     else:
         _print_result(result)
+    if key is not None:
+        typer.echo(f"{'signed':>14}  with the coordinator's key {key.public.hex()[:16]}…")
 
 
 def _print_result(result: Result) -> None:

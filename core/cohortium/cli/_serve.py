@@ -109,6 +109,11 @@ def serve(
             signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown, daemon=True).start()
         )
         _LOG.info("serving encrypted images at %s", server.url)
+        if limit is None:
+            _LOG.warning(
+                "no limit of answers: %d chosen images reveal the layer; see --max-answers",
+                service.description.features + 1,
+            )
         sys.stderr.flush()
         server.serve_forever()
 

@@ -30,6 +30,9 @@ def sign(
     key_directory: Annotated[
         Path | None, typer.Option(help="The sites' public keys, to compare signatures with.")
     ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the signature of another key.")
+    ] = False,
 ) -> None:
     """Sign the result of a run, or show who has signed it.
 
@@ -50,13 +53,13 @@ def sign(
         raise RequestError("--key signs as the coordinator, and --site as a site; give one.")
     if (site is None) != (not session):
         raise RequestError("a site names the run that it countersigns; give --site and --session.")
+    directory = None if key_directory is None else KeyDirectory.read(key_directory)
     if key is not None:
         # Not before the weights there are seen to be those of the result.
         Classifier.open(folder)
-        sign_result(folder, SigningKey.read(key))
+        sign_result(folder, SigningKey.read(key), directory=directory, replace=replace)
     elif site is not None:
-        _countersign(folder, SiteConfig.read(site), session)
-    directory = None if key_directory is None else KeyDirectory.read(key_directory)
+        _countersign(folder, SiteConfig.read(site), session, replace=replace)
     seen = seen_signatures(folder, directory)
     for each in seen:
         typer.echo(sanitize(str(each)))
@@ -66,7 +69,7 @@ def sign(
         raise RecordError("a signature is not valid for this result.")
 
 
-def _countersign(folder: Path, site_config: SiteConfig, digits: str) -> None:
+def _countersign(folder: Path, site_config: SiteConfig, digits: str, *, replace: bool) -> None:
     from cohortium.deployment.trail_check import released_in
     from cohortium.runs.signatures import sign_result
 
@@ -74,4 +77,12 @@ def _countersign(folder: Path, site_config: SiteConfig, digits: str) -> None:
     if key is None:
         raise RequestError("the site file names no signing_key, so the site cannot sign.")
     session, releases = released_in(site_config.folder / site_config.trail, key.public, digits)
-    sign_result(folder, key, site=site_config.id, session=session, releases=releases)
+    sign_result(
+        folder,
+        key,
+        site=site_config.id,
+        session=session,
+        releases=releases,
+        directory=site_config.policy.directory,
+        replace=replace,
+    )

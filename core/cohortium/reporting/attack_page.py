@@ -156,7 +156,7 @@ class AttackStrip:
         proof = "That it fails proves nothing, and no guarantee bounds a better attack"
         if self.guarantee is not None:
             proof = (
-                "That it fails proves nothing, the guarantee does "
+                "That it fails proves nothing. The guarantee bounds every attack "
                 f"(ε = {self.guarantee.epsilon:.3g} at δ = {self.guarantee.delta:.3g})"
             )
             if self.guarantee.simulation:
@@ -172,12 +172,14 @@ class AttackStrip:
         if self.images == 1:
             place = f"It is number {lineup.rank:,} of {candidates:,} candidates by similarity"
             return f"{place}, and chance gives any place alike."
-        verdict = "more often than" if lineup.is_better_than_chance else "about as often as"
-        return (
+        pairs = (
             f"An image of the release is more similar than an unrelated one in "
-            f"{lineup.share * 100:.0f} % of pairs, {verdict} by chance "
-            f"(50 %, p = {lineup.p_value:.2g})."
+            f"{lineup.share * 100:.0f} % of pairs"
         )
+        if lineup.is_better_than_chance:
+            return f"{pairs}, more often than by chance (50 %, p = {lineup.p_value:.2g})."
+        limit = f"p = {lineup.p_value:.2g}, not below {SIGNIFICANT:g}"
+        return f"{pairs}, which is not told apart from chance (50 %, {limit})."
 
 
 @frozen(eq=False, kw_only=True)

@@ -125,10 +125,12 @@ def sign_result(
     site: int | None = None,
     session: bytes = b"",
     releases: int = 0,
+    directory: KeyDirectory | None = None,
+    replace: bool = False,
 ) -> Signature:
     """Sign the result in `folder`, and store the signature there.
 
-    It replaces an earlier signature of the same signer.
+    It replaces an earlier signature by the same key, or one that is not valid for the result.
 
     Args:
         folder: Folder of a finished run.
@@ -136,9 +138,12 @@ def sign_result(
         site: Number of the signing site. None signs as the coordinator.
         session: Session of the run in which the site made releases.
         releases: Number of those releases.
+        directory: The sites' public keys, with which `key` is compared. None compares nothing.
+        replace: Whether to replace a valid signature by another key of the same signer.
 
     Raises:
-        RequestError: The run is not finished.
+        RequestError: The run is not finished, another key has signed it, or the directory has
+            another owner of `key`.
         RecordError: The signatures there are damaged, or too many.
         RunError: The signature cannot be written.
     """
@@ -158,7 +163,22 @@ def sign_result(
         ),
         key,
     )
-    others = [each for each in _read(folder) if (each.role, each.site) != (made.role, made.site)]
+    if _is_vouched(made, directory) is False:
+        who = "a site's" if site is None else f"not site {site}'s"
+        raise RequestError(
+            f"by the directory, the key is {who}; sign with the key of the signer that you name."
+        )
+    others, own = [], None
+    for each in _read(folder):
+        if (each.role, each.site) != (made.role, made.site):
+            others.append(each)
+        elif each.is_valid and (each.result_sha256, each.weights_sha256) == found:
+            own = each
+    if own is not None and own.key != made.key and not replace:
+        raise RequestError(
+            f"the key {own.key[:16]}… has signed this result for the same signer already; give "
+            "--replace to put another key's signature in its place."
+        )
     if len(others) >= MAX_SIGNATURES:
         raise RecordError(f"{folder / SIGNATURES} has {MAX_SIGNATURES} signatures already.")
     try:

@@ -106,8 +106,9 @@ def test_attack_finds_bare_image_and_not_noised(facts: AttackFacts) -> None:
     assert (seen.kind, seen.is_seen, seen.sites, seen.images) == ("seen", True, 4, 80)
     assert not seen.is_found
     assert "did not find" in seen.sentence
-    assert "of pairs, about as often as by chance (50 %" in seen.sentence
-    assert "proves nothing, the guarantee does (ε = 6" in seen.sentence
+    assert "of pairs, which is not told apart from chance (50 %" in seen.sentence
+    assert "not below 0.001)" in seen.sentence
+    assert "proves nothing. The guarantee bounds every attack (ε = 6" in seen.sentence
 
 
 def test_gradient_matching_finds_bare_image_and_not_noised() -> None:

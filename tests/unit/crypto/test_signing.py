@@ -191,6 +191,8 @@ def test_keygen_writes_a_key_and_prints_its_line(tmp_path: Path) -> None:
     assert directory.keys == (SigningKey.read(path).public,)
     shown = CliRunner().invoke(app, ["keygen", "0", "--public", str(path)])
     assert (shown.exit_code, shown.output) == (0, result.output)
+    lead = CliRunner().invoke(app, ["keygen", "--public", str(path)])
+    assert lead.stdout.split() == ["coordinator", "ed25519", shown.stdout.split()[-1]]
     both = CliRunner().invoke(app, ["keygen", "0", "--public", str(path), "--out", str(path)])
     assert isinstance(both.exception, RequestError)
     none = CliRunner().invoke(app, ["keygen", "0", "--public", str(tmp_path / "none.pem")])

@@ -23,6 +23,7 @@ from cohortium.errors import (
     StoppedError,
 )
 from cohortium.messages.run import Request
+from cohortium.runs.result import RESULT
 from cohortium.runs.run_directory import SIGNER
 from cohortium.runs.run_files import RunFiles
 from cohortium.runs.signatures import SIGNATURES, seen_signatures, sign_result, summarize
@@ -111,6 +112,27 @@ def test_key_of_a_site_is_not_vouched_for_as_the_coordinators(run: Path) -> None
     (seen,) = seen_signatures(run, DIRECTORY)
     assert (seen.is_valid, seen.is_vouched) == (True, False)
     assert summarize((seen,)) == "the result is NOT validly signed by the coordinator."
+
+
+def test_wrong_key_is_refused_before_it_signs(run: Path, tmp_path: Path) -> None:
+    sign_result(run, LEAD)
+    before = (run / SIGNATURES).read_bytes()
+    with pytest.raises(RequestError, match="by the directory, the key is a site's"):
+        sign_result(run, SITE, directory=DIRECTORY, replace=True)
+    with pytest.raises(RequestError, match="the key is not site 0's"):
+        sign_result(run, SITE, site=0, directory=DIRECTORY)
+    with pytest.raises(RequestError, match="has signed this result for the same signer already"):
+        sign_result(run, OTHER)
+    SITE.create(tmp_path / "site.pem")
+    with pytest.raises(RequestError, match="give --replace"):
+        cohortium("sign", str(run), "--key", str(tmp_path / "site.pem"))
+    assert (run / SIGNATURES).read_bytes() == before
+    assert sign_result(run, OTHER, replace=True).key == OTHER.public.hex()
+    # A signature of another result is in nobody's way.
+    (run / RESULT).write_bytes((run / RESULT).read_bytes() + b" ")
+    sign_result(run, LEAD)
+    (seen,) = seen_signatures(run)
+    assert (seen.is_valid, seen.made.key) == (True, LEAD.public.hex())
 
 
 @pytest.mark.parametrize("text", ["{}", "[{}]", "[1]", "\xff", "[" * 9999])
@@ -273,7 +295,9 @@ def test_command_signs_what_it_runs(tmp_path: Path) -> None:
     assert not folder.exists()
     key.unlink()
     LEAD.create(key)
-    assert cohortium(*arguments)[0] == 0
+    status, out, _ = cohortium(*(each for each in arguments if each != "--quiet"))
+    assert status == 0
+    assert f"signed  with the coordinator's key {LEAD.public.hex()[:16]}…" in out
     assert "Signature of the coordinator: key" in (folder / "report.html").read_text()
     with pytest.raises(RequestError, match="is finished"):
         cohortium("resume", str(folder), "--sign-with", str(key))

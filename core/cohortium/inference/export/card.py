@@ -284,8 +284,8 @@ def _scores(classifier: Classifier, exported: Exported) -> Iterator[str]:
     )
     yield from _groups(scores)
     yield (
-        "They are those of the run's predictions for each test image, which lay next to them; "
-        "neither is signed."
+        "They are computed again from the run's predictions for each test image, a file that "
+        "nobody signs."
         if exported.is_scored_anew
         else "They are as the run recorded them; nothing in its folder can prove them."
     )
