@@ -16,7 +16,6 @@ from cohortium.data.scores import Scores
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.roles.values import AggregationGuarantee
 
-
 PLAN_STATE = "plan_state"
 """Column of a plan's state in a table of rounds, or the start of its columns' names."""
 

@@ -36,8 +36,8 @@ class History(tuple[RoundCompleted, ...]):
         same condition. The column `epsilon` is the guarantee's ε for all attempts so far, or None
         without privacy. The column `plan_state` is the number that the privatizer adapts, such as
         the clip norm, after the round. It is there only if there is one. Several numbers are
-        `plan_state_1` and so on. The columns `contributors` and `dropped` are numbers of sites. The column
-        `upload_bytes` is the largest number of bytes that one site sent.
+        `plan_state_1` and so on. The columns `contributors` and `dropped` are numbers of sites. The
+        column `upload_bytes` is the largest number of bytes that one site sent.
         """
         metrics = dict.fromkeys(
             name for event in self if event.scores is not None for name in event.scores.metrics

@@ -216,9 +216,9 @@ def test_clip_norm_of_each_round_is_seen(tmp_path: Path) -> None:
     assert "plan state</th>" in page
     assert all(f'<td class="n">{clip:.4g}</td>' in page for clip in clips)
     printed = io.StringIO()
-    lines = PlainView(Console(file=printed, width=200))
+    show = PlainView(Console(file=printed, width=200))
     for event in recorder.events:
-        lines(event)
+        show(event)
     assert all(f"plan state {clip:.4g}" in printed.getvalue() for clip in clips)
 
 

@@ -137,7 +137,7 @@ def test_docs_table_matches_calculation() -> None:
         (
             {},
             {"cohort_size": 51},
-            "cohort_size is 51, but must be at least 52: a sum is opened over 52 or ",
+            r"federation\.cohort_size is 51, but must be at least 52: a sum is opened over 52 or ",
         ),
         (
             {"max_dropout_rate": 0.6},

@@ -88,7 +88,8 @@ def test_weights_that_are_not_finite_are_refused(pair: Pair) -> None:
 
 def test_lead_sees_each_refusal_of_a_request() -> None:
     pair = Pair(retries=2)
-    for attempt, changes in enumerate(({}, {"weights": b"\x00" * 8}, {"weights": None})):
+    changed: list[dict[str, Any]] = [{}, {"weights": b"\x00" * 8}, {"weights": None}]
+    for attempt, changes in enumerate(changed):
         answer = pair.site.answer(pair.request(attempt=attempt, **changes), b"")
         pair.coordinator.receive(0, answer)
         reasons = [failure.reason for failure in pair.coordinator.failures]
