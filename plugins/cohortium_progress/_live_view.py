@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cohortium.plugin import RunCompleted, RunFailed, RunStarted
-from cohortium_progress._plain_view import format_event
+from cohortium_progress._plain_view import format_event, format_state
 from cohortium_progress._run_progress import RunProgress, format_scores
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ def view(progress: RunProgress, console: Console) -> RenderableType:
         rows.append(_scores(progress, console))
     if progress.promise is not None:
         rows.append(_privacy(progress))
+    if progress.plan_state:
+        rows.append(("state", None, format_state(progress.plan_state)))
     is_wide = console.width >= NARROW
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True, style="bold", min_width=LABEL)

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from cohortium.plugin import Event
 
 
+MAX_STATE = 3
+"""Most numbers of a privacy plan's state that a line shows."""
+
+
 @define
 class PlainView:
     """Conversion of a run's events to lines."""
@@ -51,9 +55,17 @@ class PlainView:
             parts += format_scores(event.scores)
         if event.guarantee_so_far is not None and progress.promise is not None:
             parts.append(f"ε {progress.spent:.2f} of {progress.promise.epsilon:.2f}")
+        if event.plan_state:
+            parts.append(format_state(event.plan_state))
         if progress.left:
             parts.append(f"{progress.left} left")
         return f"round {progress.done}/{progress.rounds}: {', '.join(parts)}"
+
+
+def format_state(state: tuple[float, ...]) -> str:
+    """Return the state of a privacy plan, such as a clip norm, in a few words."""
+    shown = ", ".join(f"{number:.4g}" for number in state[:MAX_STATE])
+    return f"plan state {shown}{', …' if len(state) > MAX_STATE else ''}"
 
 
 def format_event(event: Event) -> list[tuple[str, str | None]]:

@@ -41,6 +41,7 @@ class RunProgress:
         failed: Attempts that failed.
         scores: The latest scores.
         accuracies: All accuracies, by round.
+        plan_state: State of the privacy plan after the last round, such as an adaptive clip norm.
     """
 
     clock: Callable[[], float] = time.monotonic
@@ -54,6 +55,7 @@ class RunProgress:
     failed: int = 0
     scores: Scores | None = None
     accuracies: list[float] = field(factory=list)
+    plan_state: tuple[float, ...] = ()
     _ends: list[float] = field(factory=list)
 
     def take(self, event: Event) -> None:
@@ -77,6 +79,7 @@ class RunProgress:
     def _finish(self, event: RoundCompleted) -> None:
         self.done = event.round + 1
         self.dropped += len(event.dropped)
+        self.plan_state = event.plan_state
         present = len(event.contributors)
         self.answered, self.exchange = (present, present + len(event.dropped)), 0
         self._ends = [*self._ends, self.clock()][-RECENT - 1 :]

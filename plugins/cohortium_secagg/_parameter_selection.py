@@ -76,9 +76,7 @@ def choose_parameters(config: SecAgg, federation_spec: FederationSpec) -> Sharin
     else:
         sharing = _certain(config, federation_spec)
     least = sharing.min_contributors
-    _require(
-        "cohort_size", federation_spec.cohort_size, least, f"a sum is opened over {least} or more"
-    )
+    _require_cohort(federation_spec, least)
     return sharing
 
 
@@ -224,9 +222,7 @@ def _fit(requirements: GraphRequirements, shares: int, threshold: int) -> Chosen
 
 def _require_left(config: SecAgg, federation_spec: FederationSpec, needed: int) -> None:
     """Raise if fewer than `needed` sites remain after all allowed dropouts."""
-    _require(
-        "cohort_size", federation_spec.cohort_size, needed, f"a sum is opened over {needed} or more"
-    )
+    _require_cohort(federation_spec, needed)
     if federation_spec.cohort_size - _lost(config, federation_spec) < needed:
         most = (
             floor(
@@ -244,6 +240,14 @@ def _require_left(config: SecAgg, federation_spec: FederationSpec, needed: int) 
 def _lost(config: SecAgg, federation_spec: FederationSpec) -> int:
     """Return the most sites that may drop out, rounded up."""
     return ceil(Fraction(str(config.max_dropout_rate)) * federation_spec.cohort_size)
+
+
+def _require_cohort(federation_spec: FederationSpec, needed: int) -> None:
+    """Raise if fewer than `needed` sites are asked, and name the term to change."""
+    # A cohort of all sites, which is the default, can only grow with their number.
+    is_whole = federation_spec.cohort_size == federation_spec.sites
+    name = "federation.sites" if is_whole else "federation.cohort_size"
+    _require(name, federation_spec.cohort_size, needed, f"a sum is opened over {needed} or more")
 
 
 def _require(name: str, value: int, least: int, why: str) -> None:

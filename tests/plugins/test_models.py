@@ -263,6 +263,22 @@ def test_statistics_loss_without_support_is_refused(changes: dict[str, Any], sen
         evolve(_learned("none"), **changes).prepare()
 
 
+def test_statistics_loss_without_rounds_is_warned_of(tmp_path: Path) -> None:
+    from attrs import evolve
+
+    from cohortium.runs.forecast import forecast
+    from tests.support.federations import RecordingObserver
+
+    seen = RecordingObserver()
+    study = evolve(_learned("none", rounds=1), trainer=FedSGD(sampling_rate=1.0))
+    warnings = forecast(study.prepare())[0].warnings
+    assert [text for text in warnings if text.startswith("trainer.statistics_rounds is 0")]
+    study.run(observers=[seen])
+    assert seen.events[0].warnings == warnings  # type: ignore[union-attr]
+    for quiet in (_learned("none"), evolve(study, model="descriptor")):
+        assert forecast(quiet.prepare())[0].warnings == ()
+
+
 CELLS = Phantom(examples=64, validation=0, test=0)
 
 

@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
     from cohortium.roles.hooks import Offer
 
-_SENTENCE_END = re.compile(r"(?<=\.)\s+(?=[^a-z])")
+_SENTENCE_END = re.compile(r"(?<=\.)(?<!\bet al\.)(?<!\bcf\.)\s+(?=[^a-z])")
+CHOSEN = "(varies)"
+"""Default of a parameter that is chosen by the other parameters."""
+
 _SECTION = re.compile(r"(Args|Attributes|Examples|Guarantees|Raises|Returns|Yields):")
 _ENTRY = re.compile(r"^(\w+)(?: \([^)]*\))?: (.*)$")
 
@@ -41,7 +44,7 @@ class Parameter:
     Attributes:
         name: The key in a study file.
         type: The type as people write it.
-        default: The default as TOML writes it, or empty if a value is required.
+        default: The default as TOML writes it, `CHOSEN`, or empty if a value is required.
         meaning: One sentence, or empty if the docstring has none.
     """
 
@@ -88,15 +91,21 @@ def _defaults(factory: Callable[..., Any]) -> dict[str, str]:
     if isinstance(factory, type) and attrs.has(factory):
         given = {(f.alias or f.name): f.default for f in attrs.fields(factory) if f.init}
         made = {
-            name: default.factory() if isinstance(default, attrs.Factory) else default  # type: ignore[arg-type]
+            name: _attrs_default(default)
             for name, default in given.items()
             if default is not attrs.NOTHING
-            and not (isinstance(default, attrs.Factory) and default.takes_self)  # type: ignore[arg-type]
         }
     else:
         known = inspect.signature(factory).parameters.values()
-        made = {p.name: p.default for p in known if p.default is not p.empty}
-    return {name: _toml(value) for name, value in made.items()}
+        made = {p.name: _toml(p.default) for p in known if p.default is not p.empty}
+    return made
+
+
+def _attrs_default(default: Any) -> str:
+    """Return the default of a field of a class."""
+    if not isinstance(default, attrs.Factory):  # type: ignore[arg-type]
+        return _toml(default)
+    return CHOSEN if default.takes_self else _toml(default.factory())
 
 
 def _toml(value: object) -> str:

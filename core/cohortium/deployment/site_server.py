@@ -67,7 +67,8 @@ class SiteServer:
     """Server of one site, where every message from outside ends.
 
     Guarantees:
-        `answer` returns bytes for any input: an encoded message.
+        `answer` returns bytes for any input: an encoded message. A refusal of a well-formed request
+        names its attempt and stage, so the coordinator knows to which request it belongs.
 
         The server sends only a site's messages, replies to identify requests, acceptances, and
         refusals. A refusal quotes the study, or the one floor that the study misses. It never
@@ -123,7 +124,7 @@ class SiteServer:
         self._trail = site_config.open_trail()
         self._approvals = site_config.approvals(self._trail)
         self._active_runs = ActiveRuns(clock)
-        self._asked = b""
+        self._asked, self._asked_stage = b"", (0, 0)
 
     def self_check(self) -> None:
         """Check the site's own files before the first message.
@@ -170,13 +171,14 @@ class SiteServer:
         self._trail.close()
 
     def _answer(self, broadcast: bytes, own: bytes) -> bytes:
-        self._asked = b""
+        self._asked, self._asked_stage = b"", (0, 0)
         message = codec.decode_either(broadcast, Request, Invitation, IdentifyRequest)
         if isinstance(message, IdentifyRequest):
             return self._identify(message)
         self._asked = message.session
         if isinstance(message, Invitation):
             return self._handle_invitation(message, broadcast)
+        self._asked_stage = message.attempt, message.stage
         return self._handle_request(message, broadcast, own)
 
     def _reason(self, error: CohortiumError) -> tuple[str, str]:
@@ -203,7 +205,7 @@ class SiteServer:
     def _refuse(self, code: str, reason: str) -> bytes:
         self._log_refusal(f"refused ({code}): {reason}")
         self._record_refusal()
-        return codec.encode(Refusal(0, 0, code, reason[:MAX_REASON_LENGTH]))
+        return codec.encode(Refusal(*self._asked_stage, code, reason[:MAX_REASON_LENGTH]))
 
     def _record_refusal(self) -> None:
         """Record a refusal in the trail. It tells nothing, so it leaves even without an entry."""

@@ -114,6 +114,23 @@ def reject_statistics_rounds(parameters: Iterable[nn.Parameter], trainer: str) -
         )
 
 
+def unused_statistics(trainer: object, net: nn.Module) -> tuple[str, ...]:
+    """Return a warning if `net` has a statistics loss, and `trainer` spends no round on it.
+
+    Args:
+        trainer: The trainer, with or without statistics rounds.
+        net: The network that it trains.
+    """
+    is_unused = getattr(trainer, "statistics_rounds", None) == 0
+    if not (is_unused and any(map(is_statistics_parameter, net.parameters()))):
+        return ()
+    sentence = (
+        "trainer.statistics_rounds is 0, so the model learns nothing from statistics of the images "
+        "(private_whitening, or moments); set it to 1 or more, or choose a model without them."
+    )
+    return (sentence,)
+
+
 def attach_statistics_rounds(optimizer: Optimizer, course: LRScheduler, rounds: int) -> None:
     """Reserve the first `rounds` of the server's `optimizer` for the statistics loss.
 

@@ -75,6 +75,7 @@ def template_environment() -> Environment:
         environment.filters[name] = getattr(wording, name)
     environment.filters["metric_name"] = metric_name
     environment.filters["metric"] = wording.metric
+    environment.filters["number"] = wording.number
     environment.filters["tick"] = "{:g}".format
     environment.filters["groupby_views"] = _by_views
     return environment
@@ -114,6 +115,7 @@ def _run(record: Record, name: str) -> dict[str, Any]:
         "scores": scores,
         "main_metric": record.main_metric,
         "row_metrics": record.metrics,
+        "state_columns": record.state_columns,
         "metric": "accuracy" if scores is None else metric_name(scores.main_metric),
         "columns": () if scores is None else columns_of(scores.per_class),
         "means": {} if scores is None else content.means(scores),

@@ -16,6 +16,7 @@ from cohortium.privacy.membership import MembershipBound
 from cohortium.reporting.stored import Summary, Terms
 from cohortium.roles import events
 from cohortium.roles.events import (
+    PLAN_STATE,
     AttemptFailed,
     RoundCompleted,
     RunCompleted,
@@ -36,6 +37,9 @@ T = TypeVar("T")
 
 MAX_BYTES = 1 << 29
 """Most bytes of a record's file. A run of many rounds and classes writes far fewer."""
+
+MAX_STATE_COLUMNS = 4
+"""Most numbers of a privacy plan's state that a page shows of a round."""
 
 KINDS = (RunStarted, events.SiteFailed, AttemptFailed, RoundCompleted, RunCompleted, RunFailed)
 """The events that a record keeps. Others are ignored."""
@@ -143,6 +147,12 @@ class Record:
         scored = [event.scores for event in self.rounds if event.scores is not None]
         scored += [] if self.scores is None else [self.scores]
         return tuple(dict.fromkeys(name for scores in scored for name in scores.metrics))
+
+    @property
+    def state_columns(self) -> tuple[str, ...]:
+        """Columns of the rows with the privacy plan's state, at most `MAX_STATE_COLUMNS`."""
+        names = dict.fromkeys(name for row in self.rows[:1] for name in row)
+        return tuple(n for n in names if n.startswith(PLAN_STATE))[:MAX_STATE_COLUMNS]
 
     @property
     def main_metric(self) -> str:

@@ -40,6 +40,11 @@ def decimal(number: float | None, digits: int = 3) -> str:
     return NONE if number is None else f"{number:.{digits}f}"
 
 
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number with `digits` significant digits."""
+    return NONE if value is None else f"{value:.{digits}g}"
+
+
 def metric(value: float | None, name: str) -> str:
     """Return the value of the metric `name`."""
     return decimal(value) if name in DECIMALS else percent(value)

@@ -16,6 +16,9 @@ from cohortium.data.scores import Scores
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.roles.values import AggregationGuarantee
 
+PLAN_STATE = "plan_state"
+"""Column of a plan's state in a table of rounds, or the start of its columns' names."""
+
 
 @frozen(kw_only=True)
 class RunStarted:
@@ -183,7 +186,7 @@ class RoundCompleted:
     def row(self, metrics: tuple[str, ...] = ()) -> dict[str, float | int | None]:
         """Return the round's numbers, always by the same names.
 
-        See `History.rows`.
+        The numbers of a plan's state are there only if it has any.  See `History.rows`.
 
         Args:
             metrics: Names of the run's metrics, of which each is a number or None.
@@ -196,12 +199,18 @@ class RoundCompleted:
             **{name: known.get(name) for name in metrics or known},
             "majority_share": None if scores is None else scores.majority_share,
             "epsilon": None if self.guarantee_so_far is None else self.guarantee_so_far.epsilon,
+            **self._state(),
             "contributors": len(self.contributors),
             "dropped": len(self.dropped),
             "upload_bytes": self.upload_bytes_per_site,
             "seconds_train": self.seconds_train,
             "seconds_aggregate": self.seconds_aggregate,
         }
+
+    def _state(self) -> dict[str, float]:
+        if len(self.plan_state) == 1:
+            return {PLAN_STATE: self.plan_state[0]}
+        return {f"{PLAN_STATE}_{n}": number for n, number in enumerate(self.plan_state, start=1)}
 
     def metrics(self) -> dict[str, float]:
         """Return the known numbers, without the round itself, for an experiment tracker."""

@@ -132,10 +132,11 @@ class Coordinator:
             self._fail(site, RefusalCode.MALFORMED, str(error))
             return False
         if (message.attempt, message.stage) != (self._attempt, self._stage - 1):
-            stray = self._failure(
-                site, RefusalCode.STALE, "its reply belongs to another attempt or stage."
-            )
-            self._late_replies[site] = stray
+            stray = "its reply belongs to another attempt or stage."
+            if isinstance(message, Refusal):
+                # A site that cannot decode a request cannot name its attempt either.
+                stray = f"{stray} It is a refusal ({message.code}): {message.reason}"
+            self._late_replies[site] = self._failure(site, RefusalCode.STALE, stray)
             return False
         self._answered.add(site)
         self._late_replies.pop(site, None)

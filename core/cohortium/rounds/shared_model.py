@@ -35,6 +35,7 @@ class SharedModel:
         self._buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
         self._device = torch.device(run_config.device)
         self._latest: tuple[bytes, Request] | None = None
+        self._taken: Request | None = None
         self._weights: list[Tensor] = []
         self._begun: list[Tensor] = []
 
@@ -42,19 +43,27 @@ class SharedModel:
         """Decode, once, the part of a request that all sites share.
 
         Raises:
-            MessageError: The bytes are not a request, or the weights are not this network's.
+            MessageError: The bytes are not a request.
         """
-        if self._latest is not None and self._latest[0] is broadcast:
-            return self._latest[1]
-        request = codec.decode(broadcast, Request)
+        if self._latest is None or self._latest[0] is not broadcast:
+            self._latest = broadcast, codec.decode(broadcast, Request)
+        return self._latest[1]
+
+    def take_weights(self, request: Request) -> None:
+        """Decode, once, the global weights of a request, if it has any.
+
+        Raises:
+            MessageError: The weights or the server state are not this network's.
+        """
+        if request is self._taken:
+            return
         if request.weights is not None:
             length = None if self.server_state is None else len(self.server_state)
             # Both are decoded before either is kept, so a refused request changes nothing.
             weights = self._decoded(request.weights)
             self.server_state = decode_server_state(request.server_state, length)
             self._weights = weights
-        self._latest = (broadcast, request)
-        return request
+        self._taken = request
 
     def _decoded(self, weights: memoryview) -> list[Tensor]:
         import torch

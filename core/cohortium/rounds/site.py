@@ -165,6 +165,7 @@ class Site:
         try:
             request = self.shared_model.decode_request(broadcast)
             attempt, stage = request.attempt, request.stage
+            self.shared_model.take_weights(request)
             self._admit(request)
             ask = SiteRequest(round=request.round, attempt=attempt, broadcast=request.body, own=own)
             body = self._session.handle(ask, lambda: self._release(request))

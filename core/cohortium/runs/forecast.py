@@ -149,9 +149,14 @@ def _forecast_plan(prepared: PreparedStudy, plan: PrivacyPlan) -> Forecast:
         vector_bytes=plan.ring.bytes_for(plan.length),
         aggregation=confidentiality,
         dropouts=missing if confidentiality is None else min(missing, confidentiality.max_dropouts),
-        warnings=()
-        if guarantee is None
-        else guarantee.warnings(federation_spec.num_units(guarantee.unit)),
+        warnings=(
+            *(
+                ()
+                if guarantee is None
+                else guarantee.warnings(federation_spec.num_units(guarantee.unit))
+            ),
+            *prepared.warnings,
+        ),
     )
 
 

@@ -34,8 +34,10 @@ class History(tuple[RoundCompleted, ...]):
         on the validation images, and None if these were not scored. The column
         `majority_share` is the accuracy of always predicting the most frequent class, under the
         same condition. The column `epsilon` is the guarantee's ε for all attempts so far, or None
-        without privacy. The columns `contributors` and `dropped` are numbers of sites. The column
-        `upload_bytes` is the largest number of bytes that one site sent.
+        without privacy. The column `plan_state` is the number that the privatizer adapts, such as
+        the clip norm, after the round. It is there only if there is one. Several numbers are
+        `plan_state_1` and so on. The columns `contributors` and `dropped` are numbers of sites. The
+        column `upload_bytes` is the largest number of bytes that one site sent.
         """
         metrics = dict.fromkeys(
             name for event in self if event.scores is not None for name in event.scores.metrics

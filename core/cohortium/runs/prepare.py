@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
@@ -16,6 +16,7 @@ from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.data.overlap import overlap
 from cohortium.errors import StudyError
 from cohortium.learning.kept_features import FeatureFolder
+from cohortium.learning.statistics_rounds import unused_statistics
 from cohortium.ledger.account import Account
 from cohortium.rounds.build_run_config import build_run_config, run_randomness, to_federation_spec
 from cohortium.rounds.site import SimulatedSiteFactory
@@ -56,6 +57,7 @@ class PreparedStudy:
             `COHORTIUM_FEATURES` names.
         shared: What the sites' test images have in common with their training images, in the
             evaluation of a simulation. Empty if they are disjoint.
+        warnings: Warnings for a careful reader about the parts of the study.
     """
 
     federation: Study
@@ -67,6 +69,7 @@ class PreparedStudy:
     identities: tuple[SigningKey, ...] | None = field(default=None, repr=False)
     features: Features | None = field(factory=FeatureFolder.from_environment)
     shared: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def is_deployment(self) -> bool:
@@ -222,7 +225,7 @@ def prepare(
     return PreparedStudy(
         federation=federation,
         run_config=run_config,
-        parameters=parameters.length(run_config.network()),
+        **_network_facts(run_config),
         loaded_splits=splits,
         partition=partition,
         holdout=held,
@@ -324,9 +327,18 @@ def _prepare_deployment(federation: Study, loaded: Splits | None) -> PreparedStu
     return PreparedStudy(
         federation=federation,
         run_config=run_config,
-        parameters=parameters.length(run_config.network()),
+        **_network_facts(run_config),
         loaded_splits=public,
     )
+
+
+def _network_facts(run_config: RunConfig) -> dict[str, Any]:
+    """Return the fields of a prepared study that need its network."""
+    net = run_config.network()
+    return {
+        "parameters": parameters.length(net),
+        "warnings": unused_statistics(run_config.trainer, net),
+    }
 
 
 def _signing_keys(federation: Study, secret: Randomness) -> tuple[SigningKey, ...] | None:

@@ -173,6 +173,7 @@ class RunState:
             if guarantee is None
             else [*guarantee.warnings(federation_spec.num_units(guarantee.unit))]
         )
+        found += self.prepared.warnings
         if self.prepared.shared:
             found.append(
                 f"{self.prepared.shared} too; for these, the guarantees of the training and of the "

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ import torch
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from cohortium import Federation
+from cohortium import Federation, reporting
 from cohortium.crypto.randomness import Randomness
 from cohortium.errors import PrivacyError, RunError
 from cohortium.learning.noise_response import ServerTrial, noise_response
@@ -22,10 +25,12 @@ from cohortium.ledger.ledger import Ledger
 from cohortium.messages import codec
 from cohortium.messages.run import Request
 from cohortium.plugin import FederationSpec, RefusalError, RingSum, Workload, accounting
+from cohortium_events import Events
 from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from cohortium_gaussian._clip import RANGE
+from cohortium_progress._plain_view import PlainView
 from tests.support.federations import FaultyEngine, RecordingObserver, tiny_federation
 
 WHOLE = Workload(output="gradient", steps=1, sampling_rate=1.0)
@@ -192,6 +197,33 @@ def test_a_run_charges_what_it_guarantees(tmp_path: Path) -> None:
     (spent,) = accounting.compose(spends, result.guarantee.delta)  # type: ignore[arg-type]
     assert spent.epsilon == pytest.approx(result.guarantee.epsilon)
     assert result.history[-1].guarantee_so_far == result.guarantee
+
+
+def test_clip_norm_of_each_round_is_seen(tmp_path: Path) -> None:
+    recorder = RecordingObserver()
+    folder = tmp_path / "run"
+    study: Federation = tiny_federation(**ADAPTIVE)
+    result = study.run(folder, observers=[recorder, Events()])
+    clips = [event.plan_state[0] for event in result.history]
+    assert [row["plan_state"] for row in result.history.rows()] == clips
+    assert len(set(clips)) > 1
+    stored = json.loads((folder / "result.json").read_text())
+    assert [row["plan_state"] for row in stored["history"]] == clips
+    lines = [json.loads(line) for line in (folder / "events.jsonl").read_text().splitlines()]
+    completed = [line for line in lines if line["event"] == "RoundCompleted"]
+    assert [line["plan_state"] for line in completed] == [[clip] for clip in clips]
+    page = reporting.write([folder]).read_text()
+    assert "plan state</th>" in page
+    assert all(f'<td class="n">{clip:.4g}</td>' in page for clip in clips)
+    printed = io.StringIO()
+    show = PlainView(Console(file=printed, width=200))
+    for event in recorder.events:
+        show(event)
+    assert all(f"plan state {clip:.4g}" in printed.getvalue() for clip in clips)
+
+
+def test_history_of_a_fixed_clip_has_no_state() -> None:
+    assert "plan_state" not in tiny_federation(rounds=1).run().history.rows()[0]
 
 
 def changed_state(request: bytes, state: tuple[float, ...]) -> bytes:

@@ -153,11 +153,11 @@ def test_least_threshold_is_chosen_and_smaller_refused(
 def test_insufficient_shares_or_cohort_is_refused() -> None:
     with pytest.raises(StudyError, match="num_shares is 5, but must be at least 10"):
         aggregation(10, SecAgg(num_shares=5))
-    with pytest.raises(StudyError, match="cohort_size is 4, but must be at least 5"):
+    with pytest.raises(StudyError, match=r"federation\.sites is 4, but must be at least 5"):
         aggregation(4, max_colluding=3)
-    with pytest.raises(StudyError, match="cohort_size is 10, but must be at least 12"):
+    with pytest.raises(StudyError, match=r"federation\.sites is 10, but must be at least 12"):
         aggregation(10, min_contributors=12)
-    with pytest.raises(StudyError, match="cohort_size is 10, but must be at least 11"):
+    with pytest.raises(StudyError, match=r"federation\.sites is 10, but must be at least 11"):
         aggregation(10, SecAgg(reconstruction_threshold=11))
 
 

@@ -25,15 +25,19 @@ from cohortium_secagg import SecAgg, cohortium_aggregators
             "reconstruction_threshold is 1, but must be at least 2",
         ),
         (SecAgg(reconstruction_threshold=6), {}, "num_shares is 5, but must be at least 6"),
-        (SecAgg(), {"sites": 3, "cohort_size": 3}, "cohort_size is 3, but must be at least 4"),
+        (
+            SecAgg(),
+            {"sites": 3, "cohort_size": 3},
+            r"federation\.sites is 3, but must be at least 4",
+        ),
         (SecAgg(), {"max_colluding": 4}, "reconstruction_threshold is 4, but must be at least 5"),
         (
             SecAgg(),
             {"max_colluding": 3, "cohort_size": 4},
-            "cohort_size is 4, but must be at least 5",
+            r"federation\.cohort_size is 4, but must be at least 5",
         ),
         (SecAgg(num_shares=4), {"max_colluding": 3}, "num_shares is 4, but must be at least 5"),
-        (SecAgg(), {"min_contributors": 11}, "cohort_size is 10, but must be at least 11"),
+        (SecAgg(), {"min_contributors": 11}, r"federation\.sites is 10, but must be at least 11"),
     ],
 )
 def test_weak_parameters_are_refused_at_both_parties(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import pytest
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 
 from cohortium.catalog.discovery import CatalogEntry, discover
 from cohortium.catalog.parameters import Parameter, parameters_of
@@ -44,6 +44,8 @@ class Part(Base):
         rates: Some; or none.
         inside: A part.
         quiet: Not said.
+        source: As in Li et al. (2021), cf. Table 2.  More.
+        chosen: By the others.
 
     Guarantees:
         size: nothing.
@@ -54,6 +56,8 @@ class Part(Base):
     inside: Dataset | None = None
     options: dict[str, float] = field(factory=dict)
     quiet: bool = False
+    source: str | None = None
+    chosen: bool = field(default=Factory(lambda self: self.quiet, takes_self=True))
 
 
 def made(*, width: int, deep: bool = True) -> object:
@@ -74,6 +78,8 @@ def test_class_parameters_include_inherited_docstrings() -> None:
         Parameter("inside", "dataset", "none", "A part"),
         Parameter("options", "table", "{}", ""),
         Parameter("quiet", "bool", "false", "Not said"),
+        Parameter("source", "str", "none", "As in Li et al. (2021), cf. Table 2"),
+        Parameter("chosen", "bool", "(varies)", "By the others"),
     )
 
 

@@ -139,7 +139,7 @@ class Net(nn.Sequential):
         (["--set", "federation.site=3"], "--set federation.site=3: there is no such term; did you"),
         (["study.toml"], "study.toml [federation] sites: expected int, got 'ten'"),
         (["none.toml"], "cannot read the study none.toml: No such file"),
-        (["--set", "federation.sites=3"], "secagg: cohort_size is 3, but must be at least 4"),
+        (["--set", "federation.sites=3"], "secagg: federation.sites is 3, but must be at least 4"),
         (["--set", "partitioner.name=natural"], "natural"),
         (["--set", "federation.sites=200", "--set", "dataset.examples=300"], "lower sites or min"),
         (["--set", "model.name=module", "--set", "model.module=norm:Net"], "use GroupNorm"),

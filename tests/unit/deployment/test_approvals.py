@@ -27,8 +27,9 @@ from cohortium.errors import (
     RunError,
     StudyError,
 )
+from cohortium.messages.codec import decode
 from cohortium.messages.deployment import Acceptance, Invitation
-from cohortium.messages.run import Refusal, Reply
+from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.reporting.stored import Terms
 from cohortium.reporting.study_page import render_study_page
 from cohortium.rounds.plan_with_prior import attack_bounds
@@ -217,6 +218,25 @@ def test_revoked_run_ends_before_its_next_release(
     site.restart()
     assert isinstance(begin(site, invitation, 1), Refusal)
     assert site.charged() == 1
+
+
+def test_lead_sees_why_a_revoked_run_ends(site: RehearsedSite, invitation: Invitation) -> None:
+    site.send(invitation)
+    digest = approve(site)
+    assert isinstance(site.send(invitation), Acceptance)
+    assert isinstance(begin(site, invitation), Reply)
+    with store_of(site) as store:
+        store.revoke(digest[:8], by="B. Weber")
+    coordinator = coordinator_of(invitation)
+    coordinator.begin_attempt(1, 1, range(SITES))
+    broadcast = coordinator.next_requests().broadcast
+    assert not coordinator.receive(1, site.server.answer(broadcast, b""))
+    (failure,) = coordinator.failures
+    assert (failure.site, failure.code) == (1, "approval")
+    assert failure.reason.startswith(f"the study {digest[:16]} has no approval")
+    later = msgspec.structs.replace(decode(broadcast, Request), attempt=5, stage=3)
+    refusal = site.send(later)
+    assert (refusal.attempt, refusal.stage, refusal.code) == (5, 3, "approval")
 
 
 def test_release_computed_during_revocation_does_not_leave(

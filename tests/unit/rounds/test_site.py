@@ -86,6 +86,29 @@ def test_weights_that_are_not_finite_are_refused(pair: Pair) -> None:
     assert code(pair.ask(pair.request(weights=weights))) == "malformed"
 
 
+def test_lead_sees_each_refusal_of_a_request() -> None:
+    pair = Pair(retries=2)
+    changed: list[dict[str, Any]] = [{}, {"weights": b"\x00" * 8}, {"weights": None}]
+    for attempt, changes in enumerate(changed):
+        answer = pair.site.answer(pair.request(attempt=attempt, **changes), b"")
+        pair.coordinator.receive(0, answer)
+        reasons = [failure.reason for failure in pair.coordinator.failures]
+        assert all("another attempt" not in reason for reason in reasons)
+        assert len(reasons) == bool(attempt)
+
+
+def test_lead_sees_a_refusal_that_names_no_request(pair: Pair) -> None:
+    pair.request(attempt=1)
+    assert not pair.coordinator.receive(0, pair.site.answer(b"garbage", b""))
+    (failure,) = pair.coordinator.failures
+    assert failure.code == "stale"
+    assert failure.reason.startswith(
+        "its reply belongs to another attempt or stage. It is a refusal (malformed): "
+    )
+    assert pair.coordinator.receive(0, pair.site.answer(pair.request(attempt=1), b""))
+    assert not pair.coordinator.failures
+
+
 def test_finished_attempt_is_stale() -> None:
     pair = Pair(retries=2, rounds=2)
     assert code(pair.ask(pair.request(attempt=1))) == "answered"
