@@ -108,6 +108,13 @@ class Classifier:
                 "run that it was exported from."
             )
         if not (folder / "study.toml").is_file():
+            from cohortium.inference.encrypted import public_model
+
+            if (folder / public_model.MODEL).is_file():
+                raise RequestError(
+                    f"{folder} is the public part of a model, without its weights; use it with "
+                    "`cohortium predict` and the --encrypted or --parties of the model's owner."
+                )
             raise RequestError(
                 f"{folder} is no record of a run: it holds no study.toml; give the folder that "
                 "`cohortium run` named last."
