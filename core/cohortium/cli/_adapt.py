@@ -208,9 +208,8 @@ def _summary(found: Adaptation) -> Iterator[str]:
             ]
         )
     yield found.reason
+    if found.warning:
+        yield found.warning
     if found.not_alone:
         yield sanitize(f"No model was trained alone: {found.not_alone}.")
-    yield (
-        f"Scores are of {found.folds}-fold cross-validation over {found.images:,} images, and all "
-        "of them train the result."
-    )
+    yield f"{found.judging} {found.trained_on}"

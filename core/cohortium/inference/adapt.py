@@ -210,6 +210,8 @@ def adapt(
         not_alone=tuned.not_alone,
         images=tuned.images,
         folds=tuned.folds,
+        unchosen=tuned.unchosen,
+        guess_loss=tuned.guess_loss,
         written=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
     )
     try:

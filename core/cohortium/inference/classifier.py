@@ -47,6 +47,9 @@ if TYPE_CHECKING:
 PROGRAM: Final = "model.pt2"
 """File of an exported model's program."""
 
+PUBLIC_MODEL: Final = "model.toml"
+"""File of the table [model] in the public part of a model, which `encrypted` publishes."""
+
 Round = Literal["last", "best"]
 """Round of the weights: the last, or the best one. The best has the highest accuracy on the public
 validation images."""
@@ -108,6 +111,11 @@ class Classifier:
                 "run that it was exported from."
             )
         if not (folder / "study.toml").is_file():
+            if (folder / PUBLIC_MODEL).is_file():
+                raise RequestError(
+                    f"{folder} is the public part of a model, without its weights; use it with "
+                    "`cohortium predict` and the --encrypted or --parties of the model's owner."
+                )
             raise RequestError(
                 f"{folder} is no record of a run: it holds no study.toml; give the folder that "
                 "`cohortium run` named last."

@@ -12,8 +12,9 @@ import attrs
 import msgspec
 from attrs import field, frozen
 
+from cohortium.data.scores import metric_name
 from cohortium.errors import DataError
-from cohortium.learning.fine_tuning import STRICT, Candidate, Kind
+from cohortium.learning.fine_tuning import STRICT, Candidate, Kind, Unchosen
 from cohortium.privacy.guarantee import Guarantee  # noqa: TC001 - decoded by its type
 from cohortium.runs.personal_mark import PERSONAL, is_personal
 
@@ -56,6 +57,8 @@ class Adaptation:
         images: Number of images that compared the candidates, and then trained the chosen one.
         folds: Number of folds of the cross-validation.
         written: Time of the end.
+        unchosen: The candidate with the lowest loss, if another one was chosen.
+        guess_loss: Mean of the images' losses for outputs of zero, if known.
         format: Number of the file's form.
         note: Words for a reader of the file.
     """
@@ -80,6 +83,8 @@ class Adaptation:
     images: int
     folds: int
     written: str
+    unchosen: Unchosen | None = None
+    guess_loss: float | None = None
     format: int = FORMAT
     note: str = "This folder must not leave the hospital."
 
@@ -120,11 +125,89 @@ class Adaptation:
 
     @property
     def reason(self) -> str:
-        """The reason of the choice, as a sentence."""
-        reference = self.candidates[0] if self.alone is None else self.alone
+        """The reason of the choice, as sentences."""
+        return " ".join(filter(None, (self._why_chosen, self._why_not_lowest)))
+
+    @property
+    def warning(self) -> str:
+        """A sentence if even the chosen model is worse than guessing, or ""."""
+        if not self._is_worse_than_guessing(self.choice):
+            return ""
+        return (
+            f"The chosen model is worse than guessing: its loss is {self.choice.loss:.4f}, and "
+            f"equal probabilities have {self.guess_loss:.4f}; do not rely on its probabilities."
+        )
+
+    @property
+    def judging(self) -> str:
+        """The models that judge each image, as sentences."""
+        told = (
+            f"Scores are of {self.folds}-fold cross-validation over {self.images:,} images: models "
+            "that were trained here on the other folds judge each image."
+        )
+        name, when = self.describe(self.candidates[0]), ""
+        if self.start == "global":
+            when = "if this hospital took part in the run, "
+        return (
+            f'{told} But {when}"{name}" has learned from its images before, which flatters it and '
+            "each model that began with it."
+        )
+
+    @property
+    def trained_on(self) -> str:
+        """The images that the result has learned from here, as a sentence."""
+        if self.choice.kind == "start":
+            return "None of them has trained the result further."
+        return "All of them then trained the result."
+
+    @property
+    def _reference(self) -> Candidate:
+        return self.candidates[0] if self.alone is None else self.alone
+
+    def _is_worse_than_guessing(self, candidate: Candidate) -> bool:
+        return self.guess_loss is not None and candidate.loss > self.guess_loss
+
+    @property
+    def _why_not_lowest(self) -> str:
+        """Why the candidate with the lowest loss was not chosen, as a sentence, or ""."""
+        found = self.unchosen
+        if found is None:
+            return ""
+        name = self.describe(self.candidates[found.position])
+        other = self.describe(self.candidates[found.other])
+        if found.loss + found.needed * found.loss_error >= 0:
+            return (
+                f'"{name}" has the lowest loss but is not chosen: that loss is '
+                f'{-found.loss / found.loss_error:.2f} standard errors below that of "{other}", '
+                f"and more than {found.needed:g} are needed."
+            )
+        metric = metric_name(self.metric)
+        if found.score <= 0 or not found.score_error:
+            than = "lower" if found.score < 0 else "no higher"
+            return (
+                f'"{name}" has the lowest loss but is not chosen: its {metric} is {than} than '
+                f'that of "{other}".'
+            )
+        return (
+            f'"{name}" has the lowest loss but is not chosen: its {metric} is '
+            f'{found.score / found.score_error:.2f} standard errors above that of "{other}", and '
+            f"more than {found.needed:g} are needed."
+        )
+
+    @property
+    def _why_chosen(self) -> str:
+        reference = self._reference
         name = self.describe(reference)
+        if self._is_worse_than_guessing(reference):
+            rule = (
+                f'"{name}" is worse than guessing (a loss of {self.guess_loss:.4f}), so no margin '
+                "protects it"
+            )
+            if self.choice is reference:
+                return f"{rule}, but each candidate has a greater loss or a lower score."
+            return f"{rule}: of the candidates with no lower score, the lowest loss is chosen."
         if self.choice is reference:
-            return f'No other candidate is better than "{name}" by {self.margin:g} standard errors.'
+            return f'No other candidate is enough better than "{name}".'
         if self.alone is not None and self.choice.kind != "ensemble":
             return (
                 f"Its loss and its score are better than those of other kinds by "
@@ -213,5 +296,15 @@ def _is_consistent(found: Adaptation) -> bool:
         and kinds == sorted(kinds, key=order.index)
         and all(kinds.count(kind) <= 1 for kind in order if kind != "fine-tuned")
         and 0 <= found.chosen < len(kinds)
+        and (found.unchosen is None or _is_comparison(found.unchosen, len(kinds)))
         and found.networks in (1, 2)
+    )
+
+
+def _is_comparison(found: Unchosen, candidates: int) -> bool:
+    """Return whether positions exist, and whether the loss is lower than another."""
+    return (
+        {found.position, found.other} <= set(range(candidates))
+        and found.loss < 0
+        and min(found.loss_error, found.score_error, found.needed) >= 0
     )

@@ -62,8 +62,9 @@ class Candidate:
     Attributes:
         kind: The candidate.
         epochs: Number of epochs of the fine-tuning, 0 for a network without one.
-        score: Mean of the images' scores (`Task.example_scores`), each by a network that has not
-            seen the image.  For classes this is the accuracy.
+        score: Mean of the images' scores (`Task.example_scores`), each by a network that the site
+            trained without the image.  (The start may have seen it before.)  For classes this is
+            the accuracy.
         loss: Mean of the images' losses by the same networks.
         difference: The loss minus that of the reference.
         standard_error: Standard error of that difference, over images or patients.
@@ -75,6 +76,31 @@ class Candidate:
     loss: float
     difference: float = 0.0
     standard_error: float = 0.0
+
+
+@frozen(kw_only=True)
+class Unchosen:
+    """The candidate with the lowest loss, where another one was chosen.
+
+    Attributes:
+        position: Its position among the candidates.
+        other: Position of the candidate that it had to be better than.
+        loss: Its loss minus that of the other one.
+        loss_error: Standard error of that difference.
+        score: Its score minus that of the other one.
+        score_error: Standard error of that difference.
+        needed: Number of standard errors by which its loss had to be lower.
+        is_strict: Whether its score had to be higher by as many.
+    """
+
+    position: int
+    other: int
+    loss: float
+    loss_error: float
+    score: float
+    score_error: float
+    needed: float
+    is_strict: bool
 
 
 @frozen(kw_only=True)
@@ -95,6 +121,11 @@ class FineTuning:
 
     Without a network trained alone, the start is the reference.  The epoch with the lowest loss
     replaces it by the first of these rules.  The chosen candidate is trained on all images.
+
+    A reference that is worse than guessing protects nobody.  Guessing means outputs of zero, which
+    give every class the same probability.  If the loss of the reference is above that of guessing,
+    the margins are zero: of the candidates with no lower score, the one with the lowest loss is
+    chosen.
 
     Attributes:
         epochs: Most passes over the images.
@@ -183,7 +214,9 @@ class FineTuning:
             if progress is not None:
                 progress(fold + 1, len(folds))
         rival = rival.required_finite(table.losses[-1])
-        candidates, chosen = table.choose(self.margin, has_rival=rival.net is not None)
+        guess_loss = data.guess_loss()
+        choice = table.choose(self.margin, guess_loss, has_rival=rival.net is not None)
+        candidates, chosen, unchosen = choice
         reference = len(candidates) - 1 if rival.net is not None else 0
         best: nn.Module | None = net
         if candidates[chosen].kind != "start" and candidates[chosen].epochs:
@@ -192,7 +225,7 @@ class FineTuning:
             with contextlib.closing(path):
                 best = next(itertools.islice(path, candidates[chosen].epochs, None), None)
         if best is None:  # It diverged on all images, so the reference remains.
-            best, chosen = net, reference
+            best, chosen, unchosen = net, reference, None
         if rival.net is not None and candidates[chosen].kind == "alone":
             best = rival.net
         if rival.net is not None and candidates[chosen].kind == "ensemble":
@@ -205,6 +238,8 @@ class FineTuning:
             images=len(examples),
             folds=len(folds),
             not_alone=rival.reason,
+            unchosen=unchosen,
+            guess_loss=guess_loss,
         )
 
     def _folds(
@@ -298,6 +333,8 @@ class FineTuned:
         folds: Number of folds.
         not_alone: The reason why no network that was trained alone is a candidate, if one was
             asked for.
+        unchosen: The candidate with the lowest loss, if another one was chosen.
+        guess_loss: Mean of the images' losses for outputs of zero.  For K classes it is ln K.
     """
 
     net: nn.Module = field(repr=False)
@@ -307,6 +344,8 @@ class FineTuned:
     images: int
     folds: int
     not_alone: str = ""
+    unchosen: Unchosen | None = None
+    guess_loss: float | None = None
 
     @property
     def choice(self) -> Candidate:
@@ -379,6 +418,21 @@ class _Rival:
             return None, str(error).rstrip(".")
 
 
+@frozen
+class _Hurdle:
+    """The row that a candidate has to be better than.
+
+    Attributes:
+        other: The row.
+        margin: Number of standard errors by which the loss is lower.
+        is_strict: Whether the score must be higher by as many.
+    """
+
+    other: int
+    margin: float
+    is_strict: bool = False
+
+
 @frozen(eq=False)
 class _Table:
     """Losses and scores of the images, by candidate.
@@ -411,31 +465,57 @@ class _Table:
         """Enter the losses and the scores of the images at `positions`."""
         self.losses[row, positions], self.scores[row, positions] = found
 
-    def choose(self, margin: float, *, has_rival: bool) -> tuple[tuple[Candidate, ...], int]:
-        """Return the candidates, and the position of the chosen one.
+    def choose(
+        self, margin: float, guess_loss: float, *, has_rival: bool
+    ) -> tuple[tuple[Candidate, ...], int, Unchosen | None]:
+        """Return the candidates, the position of the chosen one, and an unchosen lowest loss.
 
         Args:
             margin: Number of standard errors.
+            guess_loss: Loss above which the reference needs no margin.
             has_rival: Whether a network was trained alone.
         """
         ensemble, alone = len(self.losses) - 2, len(self.losses) - 1
         is_known = [bool(np.isfinite(row).all()) for row in self.losses]
-        tuned = [row for row in range(1, ensemble) if is_known[row]]
-        rows = [0, *tuned]
-        chosen = reference = alone if has_rival else 0
-        if has_rival:
-            rows += [ensemble, alone] if is_known[ensemble] else [alone]
-            if is_known[ensemble] and self._is_better(ensemble, alone, margin):
-                chosen = ensemble
-            rest = [
-                r for r in (0, *tuned) if self._is_better(r, chosen, STRICT * margin, strict=True)
-            ]
+        epochs = [row for row in range(1, ensemble) if is_known[row]]
+        has_ensemble = has_rival and is_known[ensemble]
+        rows = [0, *epochs, *[ensemble] * has_ensemble, *[alone] * has_rival]
+        reference = rows[-1] if has_rival else 0
+        others = [row for row in rows if row != reference]
+        if self._mean_loss(reference) > guess_loss:
+            hurdles = dict.fromkeys(others, _Hurdle(reference, 0.0))
+        elif has_rival:
+            once = _Hurdle(alone, margin)
+            replaces = has_ensemble and self._is_better(ensemble, once)
+            strict = _Hurdle(ensemble if replaces else alone, STRICT * margin, is_strict=True)
+            hurdles = {row: once if row == ensemble else strict for row in others}
         else:
-            rest = [r for r in tuned if self._is_better(r, 0, margin)]
-        if rest:
-            chosen = min(rest, key=lambda row: float(self.losses[row].mean()))
-        found = tuple(self._candidate(row, reference) for row in rows)
-        return found, rows.index(chosen)
+            hurdles = dict.fromkeys(others, _Hurdle(0, margin))
+        better = [row for row in others if self._is_better(row, hurdles[row])]
+        chosen = min(better, key=self._mean_loss, default=reference)
+        lowest = min((chosen, *others), key=self._mean_loss)
+        return (
+            tuple(self._candidate(row, reference) for row in rows),
+            rows.index(chosen),
+            None if lowest == chosen else self._unchosen(lowest, hurdles[lowest], rows),
+        )
+
+    def _mean_loss(self, row: int) -> float:
+        return float(self.losses[row].mean())
+
+    def _unchosen(self, row: int, hurdle: _Hurdle, rows: list[int]) -> Unchosen:
+        loss, loss_error = self._paired(self.losses[row] - self.losses[hurdle.other])
+        gain, gain_error = self._paired(self.scores[row] - self.scores[hurdle.other])
+        return Unchosen(
+            position=rows.index(row),
+            other=rows.index(hurdle.other),
+            loss=loss,
+            loss_error=loss_error,
+            score=gain,
+            score_error=gain_error,
+            needed=hurdle.margin,
+            is_strict=hurdle.is_strict,
+        )
 
     def _candidate(self, row: int, reference: int) -> Candidate:
         ensemble = len(self.losses) - 2
@@ -450,20 +530,13 @@ class _Table:
             standard_error=error,
         )
 
-    def _is_better(self, row: int, other: int, margin: float, *, strict: bool = False) -> bool:
-        """Return whether a row has a lower loss and no lower score.
-
-        Args:
-            row: The row.
-            other: The row to compare it with.
-            margin: Number of standard errors by which the loss is lower.
-            strict: Whether the score must be higher by as many.
-        """
-        loss, loss_error = self._paired(self.losses[row] - self.losses[other])
-        gain, gain_error = self._paired(self.scores[row] - self.scores[other])
-        if strict and not gain > margin * gain_error:
+    def _is_better(self, row: int, hurdle: _Hurdle) -> bool:
+        """Return whether a row has a lower loss and no lower score."""
+        loss, loss_error = self._paired(self.losses[row] - self.losses[hurdle.other])
+        gain, gain_error = self._paired(self.scores[row] - self.scores[hurdle.other])
+        if hurdle.is_strict and not gain > hurdle.margin * gain_error:
             return False
-        return loss < 0 and loss + margin * loss_error < 0 and gain >= 0
+        return loss < 0 and loss + hurdle.margin * loss_error < 0 and gain >= 0
 
     def _paired(self, differences: NDArray[np.float64]) -> tuple[float, float]:
         """Return the mean of images' differences, and its standard error over the units."""
@@ -497,6 +570,16 @@ class _Data:
     def losses(self, net: nn.Module, index: Tensor) -> Tensor:
         """Return the loss of each image at `index`, shape (B,)."""
         return self.spec.task.losses(net(self.inputs[index]), self.labels[index], None)
+
+    def guess_loss(self) -> float:
+        """Return the mean loss of the images for outputs of zero."""
+        import torch
+
+        total = 0.0
+        for labels in torch.split(self.labels, batch_length(self.inputs)):
+            zeros = torch.zeros(len(labels), *self.spec.output_shape, device=labels.device)
+            total += float(self.spec.task.losses(zeros, labels, None).double().sum())
+        return total / len(self.labels)
 
     def measure(
         self, net: nn.Module, positions: NDArray[np.intp]

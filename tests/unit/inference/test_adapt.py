@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 import re
 import shutil
@@ -27,8 +28,9 @@ from cohortium.deployment import rehearsal
 from cohortium.deployment.site_config import SiteConfig
 from cohortium.errors import CohortiumError, RequestError, StudyError
 from cohortium.inference.classifier import Classifier
+from cohortium.inference.personal import Adaptation
 from cohortium.learning.ensemble import mix
-from cohortium.learning.fine_tuning import MIN_UNITS, Candidate, FineTuned, FineTuning
+from cohortium.learning.fine_tuning import MIN_UNITS, Candidate, FineTuned, FineTuning, Unchosen
 from cohortium.runs.evaluate import final_weights
 from cohortium.runs.result import Result
 from cohortium.storage.atomic_folder import atomic_folder
@@ -159,6 +161,150 @@ def test_better_network_is_chosen(private_run: Path, strength: float, chosen: st
     assert found.choice.kind == chosen
     assert found.candidates[-1].difference == 0
     assert found.not_alone == ""
+    assert found.guess_loss == pytest.approx(math.log(4))
+
+
+@pytest.mark.parametrize("strength", [30.0, 0.1, 0.02, -30.0])
+@pytest.mark.parametrize("margin", [0.0, 1.0, 50.0])
+def test_unchosen_lowest_loss_fails_the_rule(
+    private_run: Path, strength: float, margin: float
+) -> None:
+    like = Classifier.open(private_run).net
+
+    def alone(*_: object) -> nn.Module:
+        return with_form(ByColumn(strength), like)
+
+    found = tuned(private_run, site_images(), alone, learning_rate=0.02, margin=margin)
+    lowest = min(found.candidates, key=lambda each: each.loss)
+    missed = found.unchosen
+    if missed is None:
+        assert found.choice.loss == lowest.loss
+        return
+    assert found.candidates[missed.position] is lowest
+    other = found.candidates[missed.other]
+    assert other is found.choice or found.choice.loss < other.loss
+    assert missed.loss == pytest.approx(lowest.loss - other.loss)
+    assert missed.score == pytest.approx(lowest.score - other.score)
+    is_low = missed.loss + missed.needed * missed.loss_error < 0
+    gain = missed.score - missed.needed * missed.score_error if missed.is_strict else missed.score
+    assert not (is_low and (gain > 0 if missed.is_strict else gain >= 0))
+
+
+class Fixed(ByColumn):
+    """A network whose parameters could learn, and have gradients of zero."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) + 0 * sum(p.sum() for p in self.parameters())
+
+
+class Overconfident(Fixed):
+    """Sure of each answer, and wrong if the last pixel is one of the 3 darkest of the lower 32."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        darker = images[:, 0, 4:].flatten(1) < images[:, 0, 7, 7, None]
+        sign = torch.where(darker.sum(1) < 3, -1.0, 1.0)
+        logits = super().forward(images)
+        return torch.cat([logits[:, :2].sign() * 60 * sign[:, None], logits[:, 2:]], 1)
+
+
+@pytest.mark.parametrize("has_rival", [True, False])
+def test_reference_that_is_worse_than_guessing_has_no_margin(
+    private_run: Path, has_rival: bool
+) -> None:
+    classifier = Classifier.open(private_run)
+    weak = with_form(Overconfident(1.0), classifier.net)
+    good = with_form(Fixed(5.0), classifier.net)
+    found = FineTuning(epochs=1, folds=2).fine_tune(
+        good if has_rival else weak,
+        site_images(),
+        classifier.spec,
+        classifier.model,
+        Seeds(1),
+        alone=(lambda *_: weak) if has_rival else None,
+    )
+    assert found.guess_loss is not None
+    reference = found.candidates[-1 if has_rival else 0]
+    assert reference.loss > found.guess_loss
+    assert reference.score > 0.8
+    if not has_rival:
+        assert found.choice is reference
+        return
+    assert found.choice.kind == "start"
+    assert (found.choice.score, found.unchosen) == (1.0, None)
+    # With its margins it would have stayed out, and the mix would have been chosen.
+    assert found.choice.difference + 3 * found.choice.standard_error > 0
+    ensemble = found.candidates[-2]
+    assert ensemble.difference + ensemble.standard_error < 0
+    assert ensemble.loss > found.guess_loss
+
+
+def test_lower_score_does_not_replace_a_weak_reference(private_run: Path) -> None:
+    classifier = Classifier.open(private_run)
+    weak = with_form(Overconfident(1.0), classifier.net)
+    unsure = with_form(Fixed(-0.01), classifier.net)
+    found = FineTuning(epochs=1, folds=2).fine_tune(
+        unsure,
+        site_images(),
+        classifier.spec,
+        classifier.model,
+        Seeds(1),
+        alone=lambda *_: weak,
+    )
+    assert found.guess_loss is not None
+    assert found.candidates[0].loss < found.guess_loss < found.candidates[-1].loss
+    assert found.choice.score >= found.candidates[-1].score > found.candidates[0].score
+    assert found.unchosen is not None
+    assert (found.unchosen.position, found.unchosen.needed) == (0, 0)
+
+
+def record(**changes: Any) -> Adaptation:
+    """An adaptation, in which the fine-tuned network has the lowest loss and is not chosen."""
+    known: dict[str, Any] = {
+        "start": "global", "start_weights_sha256": "", "weights_sha256": "",
+        "start_guarantee": None, "learn": "all", "max_epochs": 3, "learning_rate": 0.01,
+        "batch_size": 32, "pull": 0.0, "margin": 1.0, "seed": 1, "metric": "accuracy",
+        "candidates": (
+            Candidate(kind="start", score=0.5, loss=1.6, difference=-0.3, standard_error=0.2),
+            Candidate(
+                kind="fine-tuned", epochs=3, score=0.7, loss=1.2, difference=-0.7,
+                standard_error=0.3,
+            ),
+            Candidate(kind="alone", score=0.6, loss=1.9),
+        ),
+        "chosen": 2, "share": 0.25, "networks": 1, "not_alone": "", "images": 40, "folds": 5,
+        "written": "", "guess_loss": math.log(8),
+    }  # fmt: skip
+    return Adaptation(**known | changes)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "words"),
+    [
+        ((-0.7, 0.3, 0.1, 0.02), "that loss is 2.33 standard errors below that of"),
+        ((-0.7, 0.1, 0.1, 0.05), "its accuracy is 2.00 standard errors above that of"),
+        ((-0.7, 0.1, -0.1, 0.05), 'its accuracy is lower than that of "trained alone".'),
+        ((-0.7, 0.1, 0.0, 0.0), 'its accuracy is no higher than that of "trained alone".'),
+    ],
+)
+def test_reason_tells_the_missing_standard_errors(numbers: tuple[float, ...], words: str) -> None:
+    names = ("loss", "loss_error", "score", "score_error")
+    missed = Unchosen(
+        position=1, other=2, needed=3.0, is_strict=True, **dict(zip(names, numbers, strict=True))
+    )
+    told = record(unchosen=missed).reason
+    assert f'"after 3 epochs here" has the lowest loss but is not chosen: {words}' in told
+    assert ("and more than 3 are needed." in told) == ("standard errors" in words)
+
+
+def test_loss_above_that_of_guessing_is_told() -> None:
+    assert record().warning == ""
+    told = record(guess_loss=1.5)
+    assert "The chosen model is worse than guessing: its loss is 1.9000" in told.warning
+    assert "so no margin protects it, but each candidate has" in told.reason
+    chosen = record(guess_loss=1.5, chosen=1)
+    assert chosen.warning == ""
+    assert "of the candidates with no lower score, the lowest loss is chosen." in chosen.reason
+    assert record(guess_loss=None).warning == ""
 
 
 def test_site_that_cannot_train_alone_says_why(private_run: Path) -> None:
@@ -231,6 +377,7 @@ def test_adapted_model_is_marked_and_stays(private_run: Path, images: Path, tmp_
         assert code == 0, errors
         assert WARNING in errors
         assert "the model stays here" in told
+        assert 'But if this hospital took part in the run, "the run\'s model" has learned' in told
     one, two = tmp_path / "one", tmp_path / "two"
     weights = [(each / "weights" / "last.safetensors").read_bytes() for each in (one, two)]
     assert weights[0] == weights[1]
@@ -253,6 +400,11 @@ def test_adapted_model_is_marked_and_stays(private_run: Path, images: Path, tmp_
     epsilon = json.loads((private_run / "result.json").read_text())["guarantee"]["epsilon"]
     assert f"a run with ε = {epsilon:.4g}" in " ".join(card.split())
     assert "**None for this model.**" in card
+    assert "This hospital: 40 images, by which the candidates were compared." in card
+    assert "The sites of the run: " in card
+    assert "accuracy was never measured" not in card
+    assert "was never measured on others" in card
+    assert 'But if this hospital took part in the run, "the run\'s model" has learned' in card
 
     code, told, errors = spoken("report", one)
     assert code == 0, errors
@@ -260,6 +412,7 @@ def test_adapted_model_is_marked_and_stays(private_run: Path, images: Path, tmp_
     page = (one / "report.html").read_text("utf-8")
     assert "This model must not leave this hospital." in page
     assert 'id="chosen"' in page
+    assert "But if this hospital took part in the run, " in page
     assert stat.S_IMODE((one / "report.html").stat().st_mode) == 0o600
 
 
@@ -319,6 +472,13 @@ def test_altered_records_are_refused(private_run: Path, images: Path, tmp_path: 
         mark.write_text(damaged, "utf-8")
         with pytest.raises(CohortiumError, match=r"personal\.json is"):
             Classifier.open(done)
+    lost = json.loads(text)
+    lost["unchosen"] = dict.fromkeys(("loss_error", "score", "score_error", "needed"), 0.0) | {
+        "position": 99, "other": 0, "loss": -1.0, "is_strict": False,
+    }  # fmt: skip
+    mark.write_text(json.dumps(lost), "utf-8")
+    with pytest.raises(CohortiumError, match=r"personal\.json is of another form"):
+        Classifier.open(done)
     mark.write_text(text, "utf-8")
     shutil.copy(private_run / "weights" / "last.safetensors", done / "weights")
     shutil.copy(private_run / "result.json", done)
@@ -362,7 +522,7 @@ def test_a_sites_own_network_is_used_and_marked(
         *from_file(images, CLASSES), "--epochs", "1", "--folds", "2",
     )  # fmt: skip
     assert code == 0, errors
-    assert "the site's own network" in told
+    assert 'But "the site\'s own network" has learned from its images before' in told
 
 
 def test_site_file_names_images_and_state(tmp_path: Path) -> None:

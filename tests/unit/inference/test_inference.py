@@ -25,6 +25,7 @@ from cohortium.data.picture import ORIENTATION
 from cohortium.errors import CohortiumError, DataError, RequestError
 from cohortium.inference import export, image_files
 from cohortium.inference.classifier import Classifier
+from cohortium.inference.encrypted.public_model import publish
 from cohortium.inference.export import card
 from cohortium.plugin import Multiclass
 from cohortium.runs.result import Result
@@ -102,6 +103,13 @@ def _cut(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
 
 
+def _publish(folder: Path) -> None:
+    publish(Classifier.open(folder), folder / "public")
+    for name in ("model.toml", "dataset.json"):
+        shutil.copy(folder / "public" / name, folder)
+    (folder / "study.toml").unlink()
+
+
 def _swap(folder: Path) -> None:
     shutil.copy(folder / "weights/best.safetensors", folder / "weights/last.safetensors")
 
@@ -110,6 +118,7 @@ def _swap(folder: Path) -> None:
     ("spoil", "words"),
     [
         (_remove("study.toml"), "is no record of a run"),
+        (_publish, "use it with `cohortium predict` and the --encrypted or --parties"),
         (_remove("weights/last.safetensors"), "no round is complete yet"),
         (_remove("dataset.json"), "the run has not started a round yet"),
         (_cut, "is no whole safetensors file"),

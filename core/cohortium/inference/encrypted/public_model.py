@@ -17,6 +17,7 @@ from attrs import field, frozen
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.errors import DataError, RequestError, RunError
+from cohortium.inference.classifier import PUBLIC_MODEL
 from cohortium.learning.preprocessing import preprocess
 from cohortium.runs import dataset_info
 from cohortium.study import toml
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
     from cohortium.inference.classifier import Classifier
     from cohortium.roles.protocols import Model
     from cohortium.runs.dataset_info import DatasetInfo
-
-MODEL: Final = "model.toml"
-"""Name of the file with the table [model]."""
 
 TOLERANCE: Final = 1e-3
 """Largest difference of the features of the synthetic image, relative to their norm."""
@@ -61,11 +59,11 @@ class PublicModel:
             DataError: A file is damaged.
             PluginError: A plugin is not here.
         """
-        path = folder / MODEL
+        path = folder / PUBLIC_MODEL
         if not path.is_file():
             raise RequestError(
-                f"{folder} has no {MODEL}; give the folder that `cohortium serve --public` wrote, "
-                "which the model's owner sends."
+                f"{folder} has no {PUBLIC_MODEL}; give the folder that `cohortium serve --public` "
+                "wrote, which the model's owner sends."
             )
         table = toml.read(path, what="the model").get("model")
         if not isinstance(table, dict):
@@ -125,7 +123,7 @@ def publish(classifier: Classifier, folder: Path) -> None:
     try:
         folder.mkdir(parents=True)
         text = tomli_w.dumps({"model": model_table(classifier)})
-        (folder / MODEL).write_text(text, encoding="utf-8")
+        (folder / PUBLIC_MODEL).write_text(text, encoding="utf-8")
         facts = json.dumps(classifier.dataset_info.as_json(), indent=2)
         (folder / dataset_info.DATASET_INFO).write_text(facts, encoding="utf-8")
     except FileExistsError as error:

@@ -56,14 +56,17 @@ def _summary(classifier: Classifier) -> Iterator[str]:
     terms = classifier.study.get("federation", {})
     parts = {role: _name(classifier, role) for role in ("model", "trainer", "aggregator")}
     spec = classifier.spec
+    adaptation = None if classifier.personal is None else classifier.personal.adaptation
+    is_alone = adaptation is not None and adaptation.choice.kind == "alone"
+    made = "with the recipe of a run of" if is_alone else "by"
     yield (
         f"A network for images ({' × '.join(map(str, spec.shape))}, `{spec.pixel_type}`), task "
         f"`{_task_name(classifier)}` with {len(spec.classes)} classes, trained "
-        f"by federated learning with Cohortium: model `{parts['model']}`, trainer "
+        f"{made} federated learning with Cohortium: model `{parts['model']}`, trainer "
         f"`{parts['trainer']}`, aggregator `{parts['aggregator']}`, {terms.get('sites', '?')} "
         f"sites."
     )
-    if classifier.personal is not None and classifier.personal.adaptation is not None:
+    if adaptation is not None:
         return  # `_mark` tells how the weights were made
     if classifier.chosen is None:
         yield f"These are the weights after the last round, {classifier.rounds}."
@@ -106,9 +109,8 @@ def _mark(classifier: Classifier) -> Iterator[str]:
         f"run {cost}, and it has nothing of {whose} of that run.",
     }
     yield (
-        f"{made[found.choice.kind]} {found.folds}-fold cross-validation over these images chose it "
-        "among the candidates below, which flatters its scores. The other rows are the best of "
-        "their kind."
+        f"{made[found.choice.kind]} Cross-validation chose it among the candidates below, which "
+        "flatters its scores. The other rows are the best of their kind."
     )
     rows = [f"| candidate | {metric_name(found.metric)} | loss | |", "| --- | --- | --- | --- |"]
     rows += [
@@ -117,7 +119,10 @@ def _mark(classifier: Classifier) -> Iterator[str]:
         for each in found.compared
     ]
     yield "\n".join(rows)
+    yield found.judging
     yield found.reason
+    if found.warning:
+        yield f"**{found.warning}**"
     if found.not_alone:
         yield f"No model was trained alone: {_plain(found.not_alone)}."
 
@@ -230,10 +235,20 @@ def _whom(guarantee: Guarantee) -> str:
 def _data(classifier: Classifier) -> Iterator[str]:
     facts, spec = classifier.dataset_info, classifier.spec
     patients = f" of {spec.patients:,} patients" if spec.patients else ""
-    yield (
-        f"{_plain(facts.name)}: {spec.examples:,} training images{patients} (as declared), "
-        f"{facts.validation:,} to watch the run by and {facts.test:,} to score it with."
-    )
+    declared = f"{_plain(facts.name)}: {spec.examples:,} training images{patients} (as declared)"
+    found = None if classifier.personal is None else classifier.personal.adaptation
+    if found is None:
+        yield (
+            f"{declared}, {facts.validation:,} to watch the run by and {facts.test:,} to score it "
+            "with."
+        )
+    else:
+        yield (
+            f"This hospital: {found.images:,} images, by which the candidates were compared. "
+            f"{found.trained_on}"
+        )
+        none = " None of them trained this model." if found.choice.kind == "alone" else ""
+        yield f"The sites of the run: {declared}.{none}"
     if facts.source:
         yield f"Source: {_plain(facts.source)}."
     if "partitioner" not in classifier.study:
@@ -350,6 +365,11 @@ that the model treats groups of people alike."""
 
 def _limits(classifier: Classifier) -> Iterator[str]:
     unmeasured = "" if classifier.dataset_info.test else "- Its accuracy was never measured.\n"
+    if classifier.personal is not None and classifier.personal.adaptation is not None:
+        unmeasured = (
+            "- Its scores above are of cross-validation by the images that it was chosen by. It "
+            "was never measured on others.\n"
+        )
     choice = COUNTED if isinstance(classifier.study.get("search"), dict) else UNCOUNTED
     yield unmeasured + LIMITS.format(choice=choice)
 
