@@ -70,7 +70,8 @@ def adapt(
     The result is for this hospital alone: no noise protects the images. Nothing is sent, and no
     ledger is charged. Candidates are the run's model before and after each epoch, a model that the
     hospital trains alone, and a mix of the two. Cross-validation over the hospital's own images
-    compares them. The model trained alone is the result, unless another is better by a margin.
+    compares them. The model trained alone is the result, unless another is better by a margin. If
+    it is worse than guessing, it needs no margin to be replaced.
 
     Examples:
       cohortium adapt runs/first site.toml --out ours

@@ -200,8 +200,8 @@ class Adaptation:
         name = self.describe(reference)
         if self._is_worse_than_guessing(reference):
             rule = (
-                f'"{name}" is worse than guessing (a loss of {self.guess_loss:.4f}), so no margin '
-                "protects it"
+                f'"{name}" is worse than guessing, whose loss is {self.guess_loss:.4f}, so no '
+                "margin protects it"
             )
             if self.choice is reference:
                 return f"{rule}, but each candidate has a greater loss or a lower score."
