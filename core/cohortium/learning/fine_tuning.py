@@ -22,6 +22,7 @@ from cohortium import parameters
 from cohortium.catalog.networks import blame_network
 from cohortium.data.multiclass import Multiclass
 from cohortium.errors import RequestError, RunError, StudyError
+from cohortium.learning.candidates import Candidate, CandidateTable, Unchosen
 from cohortium.learning.evaluation import batch_length
 from cohortium.learning.optimizers import RATE
 from cohortium.learning.preprocessing import ComputedInputs, preprocess
@@ -44,63 +45,8 @@ if TYPE_CHECKING:
 Learn = Literal["all", "head"]
 """Parameters that fine-tuning changes: all, or those of the last layer that has some."""
 
-Kind = Literal["start", "fine-tuned", "ensemble", "alone"]
-"""A candidate: the network at the start, after some epochs, trained by the site alone, or an
-ensemble of the last two."""
-
 MIN_UNITS = 8
 """Fewest images, or patients, of a site on which candidates can be compared."""
-
-STRICT = 3
-"""Factor of the margin for a candidate without a network that was trained alone."""
-
-
-@frozen(kw_only=True)
-class Candidate:
-    """A network that could be the result, and its cross-validation.
-
-    Attributes:
-        kind: The candidate.
-        epochs: Number of epochs of the fine-tuning, 0 for a network without one.
-        score: Mean of the images' scores (`Task.example_scores`), each by a network that the site
-            trained without the image.  (The start may have seen it before.)  For classes this is
-            the accuracy.
-        loss: Mean of the images' losses by the same networks.
-        difference: The loss minus that of the reference.
-        standard_error: Standard error of that difference, over images or patients.
-    """
-
-    kind: Kind
-    epochs: int = 0
-    score: float
-    loss: float
-    difference: float = 0.0
-    standard_error: float = 0.0
-
-
-@frozen(kw_only=True)
-class Unchosen:
-    """The candidate with the lowest loss, where another one was chosen.
-
-    Attributes:
-        position: Its position among the candidates.
-        other: Position of the candidate that it had to be better than.
-        loss: Its loss minus that of the other one.
-        loss_error: Standard error of that difference.
-        score: Its score minus that of the other one.
-        score_error: Standard error of that difference.
-        needed: Number of standard errors by which its loss had to be lower.
-        is_strict: Whether its score had to be higher by as many.
-    """
-
-    position: int
-    other: int
-    loss: float
-    loss_error: float
-    score: float
-    score_error: float
-    needed: float
-    is_strict: bool
 
 
 @frozen(kw_only=True)
@@ -198,7 +144,7 @@ class FineTuning:
         labels = torch.from_numpy(np.ascontiguousarray(examples.labels)).to(device)
         data = _Data(inputs, labels, spec)
         rival = _Rival.of(alone, examples, known, net)
-        table = _Table.empty(self.epochs, owners)
+        table = CandidateTable.empty(self.epochs, owners)
         for fold, held in enumerate(folds):
             train = np.setdiff1d(np.arange(len(examples)), held)
             path = self._path(_Start(net, part, model), data, train, seeds, fold)
@@ -416,134 +362,6 @@ class _Rival:
             return self.alone(examples, self.features).eval(), ""
         except (StudyError, RunError) as error:
             return None, str(error).rstrip(".")
-
-
-@frozen
-class _Hurdle:
-    """The row that a candidate has to be better than.
-
-    Attributes:
-        other: The row.
-        margin: Number of standard errors by which the loss is lower.
-        is_strict: Whether the score must be higher by as many.
-    """
-
-    other: int
-    margin: float
-    is_strict: bool = False
-
-
-@frozen(eq=False)
-class _Table:
-    """Losses and scores of the images, by candidate.
-
-    Rows are the start, each epoch, the ensemble, and the network trained alone.
-
-    Attributes:
-        losses: Shape (E + 3, N), infinite where unknown.
-        scores: Shape (E + 3, N).
-        owner: Number of the unit of each image, shape (N,).
-    """
-
-    losses: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    owner: NDArray[np.intp]
-
-    @classmethod
-    def empty(cls, epochs: int, owners: NDArray[np.intp]) -> _Table:
-        """Return a table for images of these units."""
-        losses = np.full((epochs + 3, len(owners)), math.inf)
-        _, owner = np.unique(owners, return_inverse=True)
-        return cls(losses, np.zeros_like(losses), owner)
-
-    def put(
-        self,
-        row: int,
-        positions: NDArray[np.intp],
-        found: tuple[NDArray[np.float64], NDArray[np.float64]],
-    ) -> None:
-        """Enter the losses and the scores of the images at `positions`."""
-        self.losses[row, positions], self.scores[row, positions] = found
-
-    def choose(
-        self, margin: float, guess_loss: float, *, has_rival: bool
-    ) -> tuple[tuple[Candidate, ...], int, Unchosen | None]:
-        """Return the candidates, the position of the chosen one, and an unchosen lowest loss.
-
-        Args:
-            margin: Number of standard errors.
-            guess_loss: Loss above which the reference needs no margin.
-            has_rival: Whether a network was trained alone.
-        """
-        ensemble, alone = len(self.losses) - 2, len(self.losses) - 1
-        is_known = [bool(np.isfinite(row).all()) for row in self.losses]
-        epochs = [row for row in range(1, ensemble) if is_known[row]]
-        has_ensemble = has_rival and is_known[ensemble]
-        rows = [0, *epochs, *[ensemble] * has_ensemble, *[alone] * has_rival]
-        reference = rows[-1] if has_rival else 0
-        others = [row for row in rows if row != reference]
-        if self._mean_loss(reference) > guess_loss:
-            hurdles = dict.fromkeys(others, _Hurdle(reference, 0.0))
-        elif has_rival:
-            once = _Hurdle(alone, margin)
-            replaces = has_ensemble and self._is_better(ensemble, once)
-            strict = _Hurdle(ensemble if replaces else alone, STRICT * margin, is_strict=True)
-            hurdles = {row: once if row == ensemble else strict for row in others}
-        else:
-            hurdles = dict.fromkeys(others, _Hurdle(0, margin))
-        better = [row for row in others if self._is_better(row, hurdles[row])]
-        chosen = min(better, key=self._mean_loss, default=reference)
-        lowest = min((chosen, *others), key=self._mean_loss)
-        return (
-            tuple(self._candidate(row, reference) for row in rows),
-            rows.index(chosen),
-            None if lowest == chosen else self._unchosen(lowest, hurdles[lowest], rows),
-        )
-
-    def _mean_loss(self, row: int) -> float:
-        return float(self.losses[row].mean())
-
-    def _unchosen(self, row: int, hurdle: _Hurdle, rows: list[int]) -> Unchosen:
-        loss, loss_error = self._paired(self.losses[row] - self.losses[hurdle.other])
-        gain, gain_error = self._paired(self.scores[row] - self.scores[hurdle.other])
-        return Unchosen(
-            position=rows.index(row),
-            other=rows.index(hurdle.other),
-            loss=loss,
-            loss_error=loss_error,
-            score=gain,
-            score_error=gain_error,
-            needed=hurdle.margin,
-            is_strict=hurdle.is_strict,
-        )
-
-    def _candidate(self, row: int, reference: int) -> Candidate:
-        ensemble = len(self.losses) - 2
-        kinds: tuple[Kind, ...] = ("start", "fine-tuned", "ensemble", "alone")
-        difference, error = self._paired(self.losses[row] - self.losses[reference])
-        return Candidate(
-            kind=kinds[min(row, 1) + max(0, row - ensemble + 1)],
-            epochs=min(row, ensemble - 1) if row <= ensemble else 0,
-            score=float(self.scores[row].mean()),
-            loss=float(self.losses[row].mean()),
-            difference=difference,
-            standard_error=error,
-        )
-
-    def _is_better(self, row: int, hurdle: _Hurdle) -> bool:
-        """Return whether a row has a lower loss and no lower score."""
-        loss, loss_error = self._paired(self.losses[row] - self.losses[hurdle.other])
-        gain, gain_error = self._paired(self.scores[row] - self.scores[hurdle.other])
-        if hurdle.is_strict and not gain > hurdle.margin * gain_error:
-            return False
-        return loss < 0 and loss + hurdle.margin * loss_error < 0 and gain >= 0
-
-    def _paired(self, differences: NDArray[np.float64]) -> tuple[float, float]:
-        """Return the mean of images' differences, and its standard error over the units."""
-        mean = float(differences.mean())
-        sums = np.bincount(self.owner, differences - mean)
-        scale = math.sqrt(len(sums) / (len(sums) - 1)) / len(differences)
-        return mean, scale * float(np.sqrt((sums**2).sum()))
 
 
 def _shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -29,8 +29,9 @@ from cohortium.deployment.site_config import SiteConfig
 from cohortium.errors import CohortiumError, RequestError, StudyError
 from cohortium.inference.classifier import Classifier
 from cohortium.inference.personal import Adaptation
+from cohortium.learning.candidates import Candidate, Unchosen
 from cohortium.learning.ensemble import mix
-from cohortium.learning.fine_tuning import MIN_UNITS, Candidate, FineTuned, FineTuning, Unchosen
+from cohortium.learning.fine_tuning import MIN_UNITS, FineTuned, FineTuning
 from cohortium.runs.evaluate import final_weights
 from cohortium.runs.result import Result
 from cohortium.storage.atomic_folder import atomic_folder
