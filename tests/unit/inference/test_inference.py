@@ -293,7 +293,7 @@ def test_model_card_matches_result(run: Result, tmp_path: Path) -> None:
     assert "**A choice was made:**" in text
     assert "40 validation images" in text
     assert f"accuracy {run.accuracy:.2%}" in text
-    assert "those of the run's predictions for each test image" in text
+    assert "computed again from the run's predictions for each test image" in text
     for path in paths[:-1]:
         assert hashlib.sha256(path.read_bytes()).hexdigest() in text
     for name, version in run.versions.items():
