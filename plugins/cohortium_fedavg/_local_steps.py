@@ -43,6 +43,8 @@ class Drift:
             net: The network.
             before: The global weights, shape (P,).
         """
+        if self.offset is None and not self.pull:
+            return
         position = 0
         for parameter in parameters.trainable(net):
             part = slice(position, position + parameter.numel())
