@@ -62,7 +62,7 @@ def test_attack_in_its_own_process(tmp_path: Path) -> None:
     assert (found["bare"]["found"], found["bare"]["rank"]) == (True, 1)
     assert not found["seen"]["found"]
     assert found["seen"]["p_value"] > 0.001
-    assert "the guarantee does" in found["seen"]["sentence"]
+    assert "The guarantee bounds every attack" in found["seen"]["sentence"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["noised.html", "open.html"]
 
 
