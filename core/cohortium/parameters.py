@@ -48,9 +48,18 @@ def flatten(net: nn.Module) -> Tensor:
 
     It is on the network's device.
     """
+    return join(tensors(net))
+
+
+def join(pieces: Sequence[Tensor]) -> Tensor:
+    """Return a copy of tensors as one vector, shape (P,), `float32`.
+
+    It is the inverse of `split`.  With the pieces of `tensors` it equals `flatten`, without another
+    walk over the network.
+    """
     import torch
 
-    return torch.cat([piece.detach().reshape(-1).float() for piece in tensors(net)])
+    return torch.cat([piece.detach().reshape(-1).float() for piece in pieces])
 
 
 def flatten_gradients(net: nn.Module, *, before: Tensor) -> Tensor:

@@ -83,16 +83,19 @@ class LocalSteps(AugmentedTraining, LocalTraining):
 
     def _take_steps(self, task: LocalTask, privatizer: SitePrivatizer) -> tuple[Tensor, int]:
         """Train `task.net`, and return its update, shape (P,), and the number of steps."""
-        reject_statistics_rounds(parameters.trainable(task.net), type(self).__name__.lower())
-        before = parameters.flatten(task.net)
-        optimizer = self.make_local_optimizer(parameters.trainable(task.net), task)
+        # A walk over the network takes as long as a layer of a small one, so there is one of each.
+        trained = parameters.trainable(task.net)
+        pieces = [*trained, *parameters.statistics(task.net)]
+        reject_statistics_rounds(trained, type(self).__name__.lower())
+        before = parameters.join(pieces)
+        optimizer = self.make_local_optimizer(trained, task)
         losses, drift, steps = self.augmented_loss.losses(task), self._drift(task), 0
         for batch in privatizer.batches(len(task.labels)):
             privatizer.set_private_gradient(task.net, losses, batch)
             drift.add_to_gradients(task.net, before)
             optimizer.step()
             steps += 1
-        return parameters.flatten(task.net).sub_(before), steps
+        return parameters.join(pieces).sub_(before), steps
 
     def _drift(self, task: LocalTask) -> Drift:  # noqa: ARG002
         """Return the term that every local gradient gets.  Here there is none."""

@@ -7,6 +7,10 @@ from the global weights; a round takes the mean of what all clients have come to
 runs in a process of its own, with one thread of torch.  Its seconds leave out the first round
 (imports, warm-up) and are scaled up to all of them; processor seconds are its process' own.
 
+With `--by-round`, our own contenders run side by side, and wait for each other: one round of the
+first, one of the second, and so on.  So a machine that becomes slower meanwhile is slower for all.
+Then the ratios are of processor seconds, each to the loop's round just before.
+
 `--peer "NAME=COMMAND"` is a program that takes `--clients --rounds --steps` and prints one line of
 JSON with such `seconds`.  Seconds are medians over turns, ratios medians of the ratios to the loop
 of the same turn.  Prints one line of JSON a turn, then a table in Markdown.
@@ -112,6 +116,20 @@ class Clock:
         return {"seconds": wall, "cpu": cpu}
 
 
+@define
+class PacedClock(Clock):
+    """Prints the processor seconds of each round, and begins the next one at a line of input."""
+
+    _begun: float | None = None
+
+    def tick(self) -> None:
+        """A round is over."""
+        now = time.process_time()
+        print("null" if self._begun is None else now - self._begun, flush=True)
+        sys.stdin.readline()
+        self._begun = time.process_time()
+
+
 def loop(case: Case, clock: Clock) -> None:
     """The limit: no framework, no privacy, no message."""
     torch.manual_seed(0)
@@ -173,9 +191,12 @@ CONTENDERS: dict[str, Callable[[Case, Clock], None]] = {
 """The first is what the others are compared with."""
 
 
-def measured(name: str, case: Case) -> None:
+def measured(name: str, case: Case, *, by_round: bool) -> None:
     """Run one contender in this process, and print its figures."""
     torch.set_num_threads(1)
+    if by_round:
+        CONTENDERS[name](case, PacedClock())
+        return
     clock = Clock()
     CONTENDERS[name](case, clock)
     print(json.dumps(clock.figures()))
@@ -189,6 +210,47 @@ def run(command: list[str]) -> Figures:
         sys.exit(f"{shlex.join(command)} failed:\n{done.stderr.decode()}")
     found: Figures = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def by_round(commands: dict[str, list[str]], case: Case) -> str:
+    """Run a round of each contender in turn, and return a table of processor seconds."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    running = {
+        name: subprocess.Popen(
+            [*command, "--by-round"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for name, command in commands.items()
+    }
+    rounds: dict[str, list[float]] = {name: [] for name in running}
+    for number in range(case.rounds):
+        for name, process in running.items():
+            assert process.stdin is not None
+            assert process.stdout is not None
+            if number:
+                process.stdin.write("\n")
+                process.stdin.flush()
+            seconds = json.loads(process.stdout.readline())
+            if number > 1:  # The first two warm up.
+                rounds[name].append(seconds)
+    for process in running.values():
+        process.communicate("\n")
+    first = next(iter(rounds.values()))
+    lines = [
+        "| contender | ms a round (median) | × loop (median) | middle half | × loop (sums) |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, found in rounds.items():
+        ratios = [mine / theirs for mine, theirs in zip(found, first, strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        lines.append(
+            f"| {name} | {1e3 * statistics.median(found):.0f} | {middle:.2f} "
+            f"| {low:.2f} to {high:.2f} | {sum(found) / sum(first):.2f} |"
+        )
+    return "\n".join(lines)
 
 
 def table(turns: list[dict[str, Figures]]) -> str:
@@ -230,13 +292,19 @@ def main() -> None:
     parser.add_argument("--peer", action="append", default=[], help="NAME=COMMAND")
     parser.add_argument("--only", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS))
     parser.add_argument("--measure", choices=list(CONTENDERS), help="run this one, here")
+    parser.add_argument("--by-round", action="store_true", help="contenders alternate by rounds")
     arguments = parser.parse_args()
     case = Case(arguments.clients, arguments.rounds, arguments.steps)
     if arguments.measure:
-        measured(arguments.measure, case)
+        measured(arguments.measure, case, by_round=arguments.by_round)
         return
     here = [sys.executable, __file__, *case.options, "--measure"]
     commands = {name: [*here, name] for name in arguments.only}
+    if arguments.by_round:
+        if arguments.peer or any(name.startswith("ray") for name in commands):
+            parser.error("--by-round is for contenders that run in one process")
+        print(by_round(commands, case))
+        return
     for peer in arguments.peer:
         name, _, command = peer.partition("=")
         commands[name] = [*shlex.split(command), *case.options]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from attrs.validators import ge, le
@@ -129,20 +130,13 @@ def make_optimizer(
     Raises:
         StudyError: There is no optimizer of that name, or it has no such option.
     """
-    import torch
-
-    kinds: dict[str, type[Optimizer]] = {
-        key.lower(): kind
-        for key, kind in vars(torch.optim).items()
-        if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)
-    }
-    kinds.pop("optimizer", None)
+    kinds = _optimizers()
     kind = kinds.get(name.lower())
     if kind is None:
         raise StudyError(
             f"torch.optim has no optimizer {truncate(name)}; {did_you_mean(name.lower(), kinds)}"
         )
-    known = inspect.signature(kind).parameters
+    known = _parameters_of(name.lower())
     for option in options:
         if option not in known or option == "params":
             raise StudyError(
@@ -156,6 +150,28 @@ def make_optimizer(
         raise StudyError(
             f"optimizer {truncate(name)}: {escape_control_characters(str(error))}."
         ) from error
+
+
+@cache
+def _optimizers() -> dict[str, type[Optimizer]]:
+    """Return the optimizers of torch by name in lower case.
+
+    It is kept, as a site makes an optimizer in every round.
+    """
+    import torch
+
+    return {
+        name.lower(): kind
+        for name, kind in vars(torch.optim).items()
+        if isinstance(kind, type)
+        and issubclass(kind, torch.optim.Optimizer)
+        and kind is not torch.optim.Optimizer
+    }
+
+
+@cache
+def _parameters_of(name: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(_optimizers()[name]).parameters
 
 
 def _options_of(known: Mapping[str, inspect.Parameter]) -> list[str]:

@@ -9,7 +9,6 @@ from attrs import frozen
 
 from cohortium.catalog.networks import blame_network
 from cohortium.errors import BrokenNetworkError, PrivacyError, RefusalCode, RefusalError
-from cohortium.roles.protocols import OwnModelTrainer
 from cohortium.roles.values import LocalTask
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from cohortium.crypto.randomness import Randomness
+    from cohortium.roles.protocols import OwnModelTrainer
     from cohortium.roles.sessions import SitePrivatizer
     from cohortium.roles.values import ExampleIndices, LocalResult
     from cohortium.rounds.run_config import RunConfig
@@ -86,19 +86,19 @@ class LocalRound:
         task = self._task("augmentation", state)
         return self._call("layers", task, lambda: self.run_config.trainer.train(task, privatizer))
 
-    def with_own(self, trained: LocalResult, stored: Mapping[str, Tensor]) -> LocalResult:
-        """Return `trained` with the site's own tensors among its state, if the trainer has any.
+    def with_own(
+        self, trained: LocalResult, stored: Mapping[str, Tensor], trainer: OwnModelTrainer
+    ) -> LocalResult:
+        """Return `trained` with the site's own tensors among its state.
 
         Args:
             trained: The result of `train`.
             stored: The stored state of the round before.
+            trainer: The run's trainer.
 
         Raises:
             RefusalError: The trainer gives two tensors one name.
         """
-        trainer = self.run_config.trainer
-        if not isinstance(trainer, OwnModelTrainer):
-            return trained
         # Copies, as the own tensors are trained in the same network.
         trained = attrs.evolve(trained, vector=trained.vector.clone(), state=_copied(trained.state))
         before = {

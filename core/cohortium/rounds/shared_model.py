@@ -29,7 +29,8 @@ class SharedModel:
         import torch
 
         self.net = run_config.network()
-        self.length = parameters.length(self.net)
+        self._pieces = parameters.tensors(self.net)
+        self.length = sum(piece.numel() for piece in self._pieces)
         self.server_state = initial_server_state(run_config.trainer, self.length)
         """Server state of the latest attempt, or None if the trainer has none."""
         self._buffers = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
@@ -76,9 +77,7 @@ class SharedModel:
         if not np.isfinite(array).all():
             raise MessageError("the global weights are not all finite.")
         # Split once, for all sites that begin with these weights.
-        return parameters.split(
-            torch.from_numpy(array.copy()).to(self._device), parameters.tensors(self.net)
-        )
+        return parameters.split(torch.from_numpy(array.copy()).to(self._device), self._pieces)
 
     def load_global_weights(self) -> None:
         """Load the round's global weights into the network."""
@@ -91,10 +90,12 @@ class SharedModel:
         for name, buffer in self.net.named_buffers():
             buffer.copy_(self._buffers[name])
         with torch.no_grad():
-            for piece, weights in zip(parameters.tensors(self.net), self._weights, strict=True):
+            for piece, weights in zip(self._pieces, self._weights, strict=True):
                 piece.copy_(weights)
         self._begun = [b.clone() for b in self.net.buffers() if b.is_floating_point()]
-        self.net.train()
+        if not all(module.training for module in self.net.modules()):
+            # Only then, since it sets an attribute of every layer, which is slow.
+            self.net.train()
 
     def buffers_changed(self) -> bool:
         """Return whether any floating-point buffer has changed since `load_global_weights`."""

@@ -23,6 +23,7 @@ from cohortium.learning.preprocessing import preprocess
 from cohortium.ledger.cost import AttemptCost
 from cohortium.messages import codec
 from cohortium.messages.run import Refusal, Reply
+from cohortium.roles.protocols import OwnModelTrainer
 from cohortium.roles.values import SiteContext, SiteRequest
 from cohortium.rounds.guard import guard
 from cohortium.rounds.local_round import LocalRound, SiteData
@@ -133,6 +134,10 @@ class Site:
             groups=_groups(examples, site, run_config),
             patients=examples.patients,
         )
+        trainer = run_config.trainer
+        # Asked once, as `isinstance` with a protocol looks at all its methods.
+        self._own_model_trainer = trainer if isinstance(trainer, OwnModelTrainer) else None
+        self._extra = extra_length(trainer, run_config.workload, shared_model.length)
         self._store = store
         self._journal = journal or MemoryJournal()
         if journal is not None:
@@ -226,10 +231,10 @@ class Site:
         )
         trained = attempt.train(privatizer, before)
         self._require_unchanged_buffers()
-        trained = attempt.with_own(trained, before)
+        if self._own_model_trainer is not None:
+            trained = attempt.with_own(trained, before, self._own_model_trainer)
         self._save_state(TrainerState.of(request.round, before, trained.state))
-        extra = extra_length(run_config.trainer, run_config.workload, self.shared_model.length)
-        released = privatizer.release(whole_release(trained, extra), trained.weight)
+        released = privatizer.release(whole_release(trained, self._extra), trained.weight)
         if len(released.words) != run_config.plan.length:
             raise RefusalError(
                 RefusalCode.VECTOR,
