@@ -355,7 +355,7 @@ def stop_before(attempt: int) -> Callable[[], bool]:
 
 def test_run_signs_its_result_by_itself_also_after_a_resumption(tmp_path: Path) -> None:
     study, folder = tiny_federation(rounds=2, sites=2), tmp_path / "run"
-    with pytest.raises(StoppedError):
+    with pytest.raises(StoppedError, match=r"`cohortium resume \S+/run --sign-with KEY`"):
         study.run(folder, stop=stop_before(1), signing_key=LEAD)
     for key in (None, OTHER):
         with pytest.raises(RequestError, match=f"begins with '{LEAD.public.hex()[:16]}"):
@@ -367,7 +367,7 @@ def test_run_signs_its_result_by_itself_also_after_a_resumption(tmp_path: Path) 
 
 def test_key_may_be_given_for_the_first_time_to_a_resumption(tmp_path: Path) -> None:
     study, folder = tiny_federation(rounds=2, sites=2), tmp_path / "run"
-    with pytest.raises(StoppedError):
+    with pytest.raises(StoppedError, match=r"`cohortium resume \S+/run`\."):
         study.run(folder, stop=stop_before(1))
     with pytest.raises(StoppedError):
         study.resume(folder, stop=stop_before(0), signing_key=LEAD)
@@ -385,6 +385,27 @@ def test_evaluation_is_signed_too(tmp_path: Path) -> None:
     study.run(tmp_path / "run", signing_key=LEAD)
     for folder in (tmp_path / "run", tmp_path / "run" / "evaluation"):
         assert [seen.is_valid for seen in seen_signatures(folder)] == [True]
+
+
+def test_evaluate_command_signs_its_result(tmp_path: Path) -> None:
+    file, run, key = tmp_path / "study.toml", tmp_path / "run", tmp_path / "lead.pem"
+    others = {
+        "federation": {"sites": 2, "rounds": 1, "holdout_fraction": 0.4},
+        "privatizer": {"name": "none"}, "aggregator": {"name": "plain"},
+    }  # fmt: skip
+    file.write_text(PARTS + tomli_w.dumps(others))
+    assert cohortium("run", str(file), "--out", str(run), "--quiet")[0] == 0
+    arguments = ("evaluate", str(run), "--part", "accuracy", "--sign-with", str(key))
+    with pytest.raises(IdentityError, match="cannot read the key"):
+        cohortium(*arguments)
+    assert not (run / "evaluation").exists()
+    LEAD.create(key)
+    status, out, _ = cohortium(*arguments)
+    assert status == 0
+    assert f"signed  with the coordinator's key {LEAD.public.hex()[:16]}…" in out
+    (seen,) = seen_signatures(run / "evaluation")
+    assert (seen.is_valid, seen.made.key) == (True, LEAD.public.hex())
+    assert seen_signatures(run) == ()
 
 
 def test_there_is_never_a_result_without_its_signature(
