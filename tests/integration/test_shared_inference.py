@@ -28,6 +28,7 @@ from PIL import Image
 from cohortium.catalog.networks import build_network
 from cohortium.inference.shared.network import read_network
 from cohortium.inference.shared.process import PROGRAM
+from cohortium.inference.shared.value_sizes import Limits
 from cohortium.plugin import Model
 from cohortium_cnn import CNN
 from cohortium_dpresnet import DPResNet
@@ -216,3 +217,50 @@ def test_two_parties_compute_one_model_alone(home: Path) -> None:
         done = cohortium(home, "predict", "public", *ask)
         assert done.returncode == 0, done.stderr
         np.testing.assert_allclose(predicted(done.stdout)[1], wanted, atol=1e-3)
+
+
+LIMITS = """
+import importlib.util, json, sys
+import numpy as np
+import spu
+from spu.utils import simulation
+spec = importlib.util.spec_from_file_location("party", sys.argv[1])
+party = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(party)
+parties, product, variance = int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4])
+kind, ring, bits = party.PROTOCOLS[parties]
+config = spu.RuntimeConfig(
+    protocol=getattr(spu.ProtocolKind, kind), field=getattr(spu.FieldType, ring),
+    fxp_fraction_bits=bits,
+)
+simulator = simulation.Simulator(parties, config)
+compute = lambda function, *inputs: np.asarray(simulation.sim_jax(simulator, function)(*inputs))
+unit = np.linspace(-1, 1, 16).reshape(1, 1, 4, 4)
+unit = (unit / unit.std()).astype(np.float32)
+norm = lambda x: party._group_norm(x, groups=1, epsilon=1e-5, weighted=[False, False])
+mean = lambda x: party._mean(x, axes=[2, 3], keep=False)
+found = []
+for part in (0.5, 4.0):
+    side = np.full((1, 4), np.sqrt(part * product) / 2, np.float32)
+    signs = np.array([[1], [-1]], np.float32)
+    found.append([
+        float(np.abs(compute(party._linear, side, side * signs) / part / product - signs.T).max()),
+        float(np.abs(compute(mean, 0 * unit + np.float32(part * product)) / (part * product) - 1)),
+        float(np.abs(compute(norm, unit * np.float32(np.sqrt(part * variance))) - unit).max()),
+    ])
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("parties", [2, 3])
+def test_ring_holds_values_up_to_its_limits(parties: int) -> None:
+    """Half of a limit is computed, and four times a limit is not, without any error."""
+    limits = Limits.of(parties)
+    done = subprocess.run(
+        [PYTHON, "-c", LIMITS, PROGRAM, str(parties), str(limits.product), str(limits.variance)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    below, beyond = json.loads(done.stdout.splitlines()[-1])
+    assert max(below) < 0.01
+    assert min(beyond) > 0.1

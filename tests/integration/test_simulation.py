@@ -378,7 +378,7 @@ def test_run_record_matches_result(tmp_path: Path) -> None:
         "accuracy", "scores", "calibration_error", "guarantee", "aggregation", "membership",
         "rounds", "sites", "dropouts", "max_upload_bytes", "seconds", "weights_sha256",
         "versions", "plugins", "history", "data", "is_personal", "own", "measured",
-        "measured_by_round", "provenance",
+        "measured_by_round", "provenance", "session",
     }  # fmt: skip
     from safetensors.torch import load_file
 

@@ -10,6 +10,7 @@ import typer
 
 from cohortium.cli._estimates import print_measured
 from cohortium.cli._options import Overrides, RunFolder, federation_of
+from cohortium.cli._sign_with import SignWith, print_signer, read_key
 from cohortium.cli._stopping import stop_on_signal
 from cohortium.cli._streams import json_text
 from cohortium.errors import RequestError, StoppedError
@@ -39,6 +40,7 @@ def evaluate(
         Path | None, typer.Option(help="Study whose sites evaluate; default that of the run.")
     ] = None,
     overrides: Overrides = None,
+    sign_with: SignWith = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only the scores.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print result.json.")] = False,
 ) -> None:
@@ -52,11 +54,13 @@ def evaluate(
       cohortium evaluate runs/first --epsilon 1 --delta 1e-5
       cohortium evaluate runs/first --part accuracy --by site --json
       cohortium evaluate runs/first --study other.toml --out runs/first-elsewhere
+      cohortium evaluate runs/first --epsilon 1 --delta 1e-5 --sign-with lead.pem
     """
     from cohortium.runs.result import EVALUATION
     from cohortium.runs.run_directory import study_path
 
     is_quiet = quiet or as_json
+    key = read_key(sign_with)
     federation = federation_of(study or study_path(folder), overrides, is_quiet=is_quiet)
     place = folder / EVALUATION if out is None else out
     try:
@@ -67,6 +71,7 @@ def evaluate(
                 out=place,
                 observers=_observers(federation, is_quiet=is_quiet),
                 stop=stop,
+                signing_key=key,
             )
     except StoppedError as error:
         # `cohortium resume` would not know the weights before the first checkpoint.
@@ -77,6 +82,7 @@ def evaluate(
         typer.echo(json_text(result.as_json()))
     else:
         print_measured(result)
+        print_signer(key)
 
 
 def _plan(

@@ -14,6 +14,7 @@ from cohortium.cli import _completion
 from cohortium.cli._estimates import evaluation_rows, print_measured
 from cohortium.cli._grid import run_grid, warn_ignored_keys
 from cohortium.cli._options import Only, Overrides, RunFolder, Study, federation_of
+from cohortium.cli._sign_with import SignWith, print_signer, read_key
 from cohortium.cli._stopping import stop_on_signal
 from cohortium.cli._streams import json_text
 from cohortium.errors import CohortiumError, RequestError, RunError
@@ -36,10 +37,6 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result.")]
 Jobs = Annotated[int, typer.Option(help="Runs of a grid at a time.", min=1)]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="List a grid's runs, prepare each cell, and do none.")
-]
-SignWith = Annotated[
-    Path | None,
-    typer.Option(help="The coordinator's key, of `keygen`, which signs the result at the end."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print result.json.")]
 
@@ -95,7 +92,7 @@ def run(
         return
     if only or dry_run or jobs != 1:
         raise RequestError("--only, --jobs and --dry-run are for a study file with a [grid].")
-    key = _read_key(sign_with)
+    key = read_key(sign_with)
     federation = federation_of(study, overrides, is_quiet=is_quiet)
     federation, observers = _with_observers(federation, observer, is_quiet=is_quiet)
     folder = out or Path("runs") / dt.datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
@@ -123,19 +120,12 @@ def resume(
     from cohortium.federation import Federation
     from cohortium.runs.run_directory import study_path
 
-    key = _read_key(sign_with)
+    key = read_key(sign_with)
     federation = Federation.read(study_path(folder))
     watched, observers = _with_observers(federation, observer, is_quiet=quiet or as_json)
     with _write_report_after(folder), stop_on_signal(folder) as stop:
         result = watched.resume(folder, observers=observers, stop=stop, signing_key=key)
         _print_outcome(result, key, as_json=as_json)
-
-
-def _read_key(path: Path | None) -> SigningKey | None:
-    """Return the key at `path`, before anything else is read or spent."""
-    from cohortium.crypto.signing import SigningKey
-
-    return None if path is None else SigningKey.read(path)
 
 
 def _own_observers(*, is_quiet: bool) -> list[str]:
@@ -194,8 +184,7 @@ def _print_outcome(result: Result, key: SigningKey | None, *, as_json: bool) -> 
         print_measured(result)
     else:
         _print_result(result)
-    if key is not None:
-        typer.echo(f"{'signed':>14}  with the coordinator's key {key.public.hex()[:16]}…")
+    print_signer(key)
 
 
 def _print_result(result: Result) -> None:

@@ -150,19 +150,24 @@ def _serve_shares(
     files = TlsFiles.of(*tls, option="--clients")
     if files is None:
         known.require_loopback()
-    limit = None
+    limit, warning = None, ""
     if role == "helper":
         model, network = sessions.public_network(PublicModel.open(folder))
     else:
         classifier = Classifier.open(folder, weights)
         model, network = sessions.owner_network(classifier)
+        warning = sessions.require_in_ring(classifier, network, len(known.addresses))
         if public is not None:
+            if warning:
+                typer.echo(warning, err=True)
             publish(classifier, public)
             typer.echo(f"{public}")
             return
         limit = None if max_answers is None else AnswerLimit(folder / FILE, max_answers)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with log_to_stderr():
+        if warning:
+            _LOG.warning("%s", warning)
         sessions.Participation(
             role=role,
             parties=known,

@@ -25,7 +25,7 @@ def sign(
         Path | None, typer.Option(help="Countersign as the site of this site file.")
     ] = None,
     session: Annotated[
-        str, typer.Option(help="First digits of the run's session in the site's trail.")
+        str, typer.Option(help="First digits of the session, if you know it from the trail.")
     ] = "",
     key_directory: Annotated[
         Path | None, typer.Option(help="The sites' public keys, to compare signatures with.")
@@ -36,12 +36,12 @@ def sign(
 ) -> None:
     """Sign the result of a run, or show who has signed it.
 
-    A signature covers `result.json` and the digest of the weights. A site countersigns only a run
-    in which it made releases, as its own trail says.
+    A signature covers `result.json` and the digest of the weights. A site countersigns only the run
+    that the result names, and only if its own trail has releases in it.
 
     Examples:
       cohortium sign runs/first --key lead.pem
-      cohortium sign runs/first --site site.toml --session 9f0c52ab
+      cohortium sign runs/first --site site.toml
       cohortium sign runs/first --key-directory directory.txt
     """
     from cohortium.crypto.signing import KeyDirectory, SigningKey
@@ -51,8 +51,8 @@ def sign(
 
     if key is not None and site is not None:
         raise RequestError("--key signs as the coordinator, and --site as a site; give one.")
-    if (site is None) != (not session):
-        raise RequestError("a site names the run that it countersigns; give --site and --session.")
+    if session and site is None:
+        raise RequestError("--session names the run of a site's trail; give --site, too.")
     directory = None if key_directory is None else KeyDirectory.read(key_directory)
     if key is not None:
         # Not before the weights there are seen to be those of the result.
@@ -71,18 +71,17 @@ def sign(
 
 def _countersign(folder: Path, site_config: SiteConfig, digits: str, *, replace: bool) -> None:
     from cohortium.deployment.trail_check import released_in
-    from cohortium.runs.signatures import sign_result
+    from cohortium.runs.signatures import require_session, sign_result
 
     key = site_config.key
     if key is None:
         raise RequestError("the site file names no signing_key, so the site cannot sign.")
-    session, releases = released_in(site_config.folder / site_config.trail, key.public, digits)
+    session = require_session(folder, digits)
     sign_result(
         folder,
         key,
         site=site_config.id,
-        session=session,
-        releases=releases,
+        releases=released_in(site_config.folder / site_config.trail, key.public, session),
         directory=site_config.policy.directory,
         replace=replace,
     )

@@ -31,6 +31,8 @@ Weights = Annotated[
     ),
 ]
 
+NEARLY_ZERO = 0.0001
+"""Smallest probability that a terminal shows as a number."""
 
 State = Annotated[
     Path | None,
@@ -226,10 +228,15 @@ def _shared_rows(
 
 
 def _write(rows: list[dict[str, Any]], out: Path | None, *, as_json: bool) -> None:
-    """Write rows to a new file, or to the terminal."""
+    """Write rows to a new file, or to standard output.
+
+    A terminal shows people's numbers. A file and a pipe, which programs read, have exact ones.
+    """
     from cohortium.storage.atomic import atomic_create
 
     if out is None:
+        if not as_json and sys.stdout.isatty():
+            rows = [_readable(row) for row in rows]
         typer.echo(json_text(rows) + "\n" if as_json else _csv(rows), nl=False)
         return
     text = json.dumps(rows, indent=2, ensure_ascii=False) + "\n" if as_json else _csv(rows)
@@ -248,14 +255,33 @@ def _rows(names: list[str], called: NDArray[Any], spec: DataSpec) -> list[dict[s
 def _csv(rows: list[dict[str, Any]]) -> str:
     """Return a header and one line per image, a column for each value of a table in it.
 
-    Numbers have six digits.
+    Each number has the digits that give the same number again.
     """
     flat = [_flat(row) for row in rows]
     lines = [
-        [f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row.values()]
-        for row in flat
+        [repr(cell) if isinstance(cell, float) else cell for cell in row.values()] for row in flat
     ]
     return csv_rows.write([*map(list, flat[:1]), *lines])
+
+
+def _readable(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `row` with numbers of four digits, and no probability rounded to 0 or 1."""
+    return {
+        key: {
+            name: _digits(cell, is_probability=key == "probabilities") for name, cell in v.items()
+        }
+        if isinstance(v, dict)
+        else v
+        for key, v in row.items()
+    }
+
+
+def _digits(value: Any, *, is_probability: bool) -> Any:
+    if not isinstance(value, float):
+        return value
+    if is_probability and not NEARLY_ZERO <= value <= 1 - NEARLY_ZERO:
+        return f"<{NEARLY_ZERO}" if value < NEARLY_ZERO else f">{1 - NEARLY_ZERO}"
+    return f"{value:.4f}"
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:

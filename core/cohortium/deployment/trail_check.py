@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cohortium.deployment import trail_entries as entries
 from cohortium.errors import RecordError, RequestError
+from cohortium.runs.signatures import SiteReleases
 from cohortium.storage.hash_chain import links
 
 if TYPE_CHECKING:
@@ -225,32 +226,34 @@ def last_entries(path: Path, number: int) -> list[tuple[int, str]]:
     return [(link.head.number, _sentence(entries.decode_entry(link))) for link in kept]
 
 
-def released_in(path: Path, key: bytes, digits: str) -> tuple[bytes, int]:
-    """Return a run's session and the number of releases in it, as a site's trail has them.
+def released_in(path: Path, key: bytes, session: str) -> SiteReleases:
+    """Return the site's releases in a run, as its trail has them.
 
     Args:
         path: The trail, which is checked first.
         key: Present public key of the site.
-        digits: First digits of the session.
+        session: Session of the run, as hexadecimal digits.
 
     Raises:
         RecordError: A line was altered, or the file cannot be read.
-        RequestError: The site has made no release in such a run, or in several.
+        RequestError: The site has made no release in that run.
     """
     check_trail(path, (key,))
-    found: Counter[str] = Counter()
+    made: list[tuple[int, int]] = []
+    study = ""
     with path.open("rb") as file:
         for link in links(file):
             entry = entries.decode_entry(link)
-            if isinstance(entry, entries.Answered) and entry.session.startswith(digits):
-                found[entry.session] += entry.has_release
-    runs = [session for session, releases in found.items() if releases]
-    if len(runs) != 1:
+            if isinstance(entry, entries.RunAccepted) and entry.session == session:
+                study = entry.study
+            elif isinstance(entry, entries.Answered) and entry.session == session:
+                made += [(entry.round, entry.attempt)] * entry.has_release
+    if not made:
         raise RequestError(
-            f"the trail has releases in {len(runs)} runs whose session begins with those digits; "
-            "`cohortium trail` shows the sessions."
+            f"the trail has no release in the run {session[:8]} of this result; `cohortium trail` "
+            "shows the runs that it has."
         )
-    return bytes.fromhex(runs[0]), found[runs[0]]
+    return SiteReleases(session=bytes.fromhex(session), study=study, attempts=tuple(made))
 
 
 def _sentence(entry: AnyEntry) -> str:

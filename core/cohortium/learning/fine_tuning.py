@@ -128,7 +128,8 @@ class FineTuning:
             Equal arguments, device and threads give equal bits.
 
         Raises:
-            RequestError: There are too few images, or nothing that could learn.
+            RequestError: There are too few images, or nothing that could learn. Or the loss of
+                `net` on the images is no finite number.
             BrokenNetworkError: The network fails on the images.
         """
         import torch
@@ -143,13 +144,16 @@ class FineTuning:
         inputs = preprocess(model, examples.images, spec, known).to(device)
         labels = torch.from_numpy(np.ascontiguousarray(examples.labels)).to(device)
         data = _Data(inputs, labels, spec)
-        rival = _Rival.of(alone, examples, known, net)
         table = CandidateTable.empty(self.epochs, owners)
+        everything = np.arange(len(examples))
+        table.put(0, everything, data.measure(net, everything))
+        _require_finite(table.losses[0])
+        rival = _Rival.of(alone, examples, known, net)
         for fold, held in enumerate(folds):
-            train = np.setdiff1d(np.arange(len(examples)), held)
+            train = np.setdiff1d(everything, held)
             path = self._path(_Start(net, part, model), data, train, seeds, fold)
             tuned, epoch = net, 0
-            for epoch, tuned in enumerate(path):
+            for epoch, tuned in enumerate(itertools.islice(path, 1, None), start=1):
                 table.put(epoch, held, data.measure(tuned, held))
             rival = rival.narrowed(examples.select(train))
             if rival.fold_net is not None:
@@ -166,7 +170,6 @@ class FineTuning:
         reference = len(candidates) - 1 if rival.net is not None else 0
         best: nn.Module | None = net
         if candidates[chosen].kind != "start" and candidates[chosen].epochs:
-            everything = np.arange(len(examples))
             path = self._path(_Start(net, part, model), data, everything, seeds, len(folds))
             with contextlib.closing(path):
                 best = next(itertools.islice(path, candidates[chosen].epochs, None), None)
@@ -362,6 +365,16 @@ class _Rival:
             return self.alone(examples, self.features).eval(), ""
         except (StudyError, RunError) as error:
             return None, str(error).rstrip(".")
+
+
+def _require_finite(losses: NDArray[np.float64]) -> None:
+    """Refuse a start with which no candidate could be compared."""
+    if not np.isfinite(losses).all():
+        raise RequestError(
+            f"the model's loss is no finite number on {int((~np.isfinite(losses)).sum()):,} of "
+            f"{len(losses):,} images, so no other model can be compared with it; start from other "
+            "weights."
+        )
 
 
 def _shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:

@@ -296,6 +296,7 @@ class RunDriver:
                 total=self.run_state.seconds,
             ),
             weights_sha256=parameters.sha256(net),
+            session=run_config.session.hex(),
             versions=versions(),
             plugins=self.prepared.federation.plugins(),
             history=history,

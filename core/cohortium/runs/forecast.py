@@ -83,7 +83,7 @@ class Forecast:
             ("batch", f"{self.batch:,.4g}"),
             ("sampling rate", f"{self.sampling_rate:.4g}"),
             ("bits per value", str(self.bits)),
-            ("bytes up, site and round", f"{self.vector_bytes:,}"),
+            ("vector bytes, site and round", f"{self.vector_bytes:,}"),
             ("fewest sites in a sum", "1" if hidden is None else str(hidden.min_contributors)),
             ("max dropouts per round", str(self.dropouts)),
         ]

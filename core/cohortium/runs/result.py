@@ -144,6 +144,8 @@ class StoredResult:
         max_upload_bytes: Largest number of bytes that one site sent in a round.
         seconds: Timings of the run.
         weights_sha256: SHA-256 of the final weights (see `parameters.sha256`).
+        session: Session that names the run, as hexadecimal digits. "" in a result of an older
+            version.
         versions: Versions of Python and of the packages that affect the figures.
         plugins: By role, the plugin that filled it, with its version.
         data: Name of the data that the figures describe.
@@ -167,6 +169,7 @@ class StoredResult:
     max_upload_bytes: int
     seconds: Timings
     weights_sha256: str
+    session: str = ""
     versions: Mapping[str, str] = attrs.field(repr=False)
     plugins: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     data: str = ""
@@ -219,6 +222,7 @@ class Result(StoredResult):
             "max_upload_bytes": self.max_upload_bytes,
             "seconds": attrs.asdict(self.seconds),
             "weights_sha256": self.weights_sha256,
+            "session": self.session,
             "versions": dict(self.versions),
             "plugins": dict(self.plugins),
             "provenance": {part: dict(told) for part, told in self.provenance.items()},

@@ -316,8 +316,12 @@ def require_empty(path: Path) -> None:
 
 
 def resume_command(path: Path) -> str:
-    """Return the command that resumes the run in `path`."""
-    return f"`cohortium resume {shlex.quote(str(path))}`"
+    """Return the command that resumes the run in `path`.
+
+    A run that began with a signing key continues with that key alone, whose file is not known here.
+    """
+    signed = " --sign-with KEY" if (path / SIGNER).exists() else ""
+    return f"`cohortium resume {shlex.quote(str(path))}{signed}`"
 
 
 def has_run(path: Path) -> bool:

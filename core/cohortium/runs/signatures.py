@@ -10,8 +10,13 @@ Guarantees:
     A signature says that the holder of the key vouches for these bytes. It is no proof that they
     are right, and a key is only as trustworthy as the comparison with one that is known.
 
-    A site's signature also states the session in which it made releases, and their number. The
-    site's own trail has both.
+    A site's signature also states its study, the session in which it made releases, and their
+    number, as the site's own trail has them. It is valid only if the result names the same session.
+    So a site that took part in one run cannot vouch for the result of another, be it of the same
+    study. A site signs only if no completed round contradicts its trail.
+
+    Results of older versions name no session. Signatures of sites under them stay readable, and
+    every sentence about them says so. No site signs such a result anew.
 """
 
 from __future__ import annotations
@@ -25,12 +30,12 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cohortium.errors import RecordError, RequestError, RunError
-from cohortium.runs.dataset_info import read_result
 from cohortium.runs.result import RESULT
 from cohortium.storage.atomic import atomic_write
+from cohortium.text import truncate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from cohortium.crypto.signing import KeyDirectory, SigningKey
@@ -40,11 +45,34 @@ SIGNATURES: Final = "signatures.json"
 
 MAX_SIGNATURES: Final = 10_000
 
+UNBOUND: Final = "by an older version, whose result does not name its run"
+"""The words for a site's signature under a result without a session."""
+
 _MAX_BYTES: Final = 1 << 23
+
+_MAX_RESULT_BYTES: Final = 1 << 29
 
 _SIGNED: Final = b"cohortium result 1\x1f"
 
 Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+Session = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{32})?$")]
+"""Session of a run as hexadecimal digits, or "" without one."""
+
+
+@frozen(kw_only=True)
+class SiteReleases:
+    """Releases of a site in one run, as the site's own trail has them.
+
+    Attributes:
+        session: Session of the run.
+        study: Digest of the study that the site accepted, or "" if the trail has none.
+        attempts: Round and attempt of each release, both from 0.
+    """
+
+    session: bytes
+    study: str
+    attempts: tuple[tuple[int, int], ...]
 
 
 class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +82,7 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         role: Role of the signer.
         site: Number of the site, or 0 for the coordinator.
         session: Session of the run in which a site made releases, or "".
+        study: Digest of that run's study in the site's trail, or "".
         releases: Number of those releases.
         result_sha256: Hash of `result.json`.
         weights_sha256: Digest of the final weights.
@@ -63,7 +92,8 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     role: Literal["coordinator", "site"]
     site: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 0
-    session: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{32})?$")] = ""
+    session: Session = ""
+    study: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")] = ""
     releases: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 0
     result_sha256: Hash
     weights_sha256: Hash
@@ -75,6 +105,9 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """The text that the signature covers."""
         fields = msgspec.structs.asdict(self)
         del fields["signature"]
+        if not self.study:
+            # Signatures of older versions have no such field.
+            del fields["study"]
         return _SIGNED + msgspec.json.encode(fields)
 
     @property
@@ -94,13 +127,16 @@ class SeenSignature:
 
     Attributes:
         made: The signature.
-        is_valid: Whether its key has signed this result.
+        is_valid: Whether its key has signed this result, and a site's signature names the result's
+            session.
+        is_bound: Whether the result names its session, to which a site's signature is bound.
         is_vouched: Whether the directory gives its site this key. None without a directory, and for
             the coordinator, whose key is in none. If it is a site's there, False.
     """
 
     made: Signature
     is_valid: bool
+    is_bound: bool = True
     is_vouched: bool | None = None
 
     @property
@@ -115,7 +151,111 @@ class SeenSignature:
         text = f"{self.who}: key {self.made.key[:16]}…{vouched[self.is_vouched]}"
         if self.made.role == "site":
             text += f", {self.made.releases:,} releases in run {self.made.session[:8]}"
+            text += "" if self.is_bound else f", {UNBOUND}"
         return text
+
+
+class _Round(msgspec.Struct):
+    """Row of a completed round in a result: the round from 1, the attempt from 0."""
+
+    round: int
+    attempt: int
+
+
+class _Stated(msgspec.Struct):
+    """Fields of a result that signatures rely on. Older results have no session."""
+
+    weights_sha256: str
+    history: list[_Round]
+    session: Session = ""
+
+
+@frozen(kw_only=True)
+class StatedResult:
+    """The statement of a `result.json` that signatures cover.
+
+    Attributes:
+        sha256: Hash of the file.
+        weights_sha256: Digest of the final weights.
+        session: Session of the run, or "" in a result of an older version.
+        completed: By attempt, the completed round that it ended, both from 0.
+    """
+
+    sha256: str
+    weights_sha256: str
+    session: str
+    completed: Mapping[int, int]
+
+    @classmethod
+    def read(cls, folder: Path) -> StatedResult | None:
+        """Return the statement of the result in `folder`, or None without a result.
+
+        Raises:
+            RecordError: The result is damaged, or cannot be read.
+        """
+        path = folder / RESULT
+        try:
+            with path.open("rb") as file:
+                data = file.read(_MAX_RESULT_BYTES + 1)
+            if len(data) > _MAX_RESULT_BYTES:
+                raise RecordError(f"{path} is larger than {_MAX_RESULT_BYTES} bytes.")
+            found = msgspec.json.decode(data, type=_Stated)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise RecordError(f"cannot read {path}: {error.strerror}.") from error
+        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+            raise RecordError(f"{path} is damaged; copy it anew from the run.") from error
+        return cls(
+            sha256=hashlib.sha256(data).hexdigest(),
+            weights_sha256=found.weights_sha256,
+            session=found.session,
+            completed={each.attempt: each.round - 1 for each in found.history},
+        )
+
+    def is_covered_by(self, made: Signature) -> bool:
+        """Return whether a signature names this result, and a site's also this run."""
+        is_this = (made.result_sha256, made.weights_sha256) == (self.sha256, self.weights_sha256)
+        is_run = made.role == "coordinator" or self.session in ("", made.session)
+        return is_this and is_run
+
+    def require_session(self) -> None:
+        """Refuse the result of an older version, which names no session.
+
+        Raises:
+            RequestError: It names none.
+        """
+        if not self.session:
+            raise RequestError(
+                "the result does not name its run, as an older version wrote it, so a site cannot "
+                "tell for which run it would sign; ask the coordinator to sign with --key."
+            )
+
+    def require_run_of(self, releases: SiteReleases) -> None:
+        """Refuse a result that is not of the run with these releases.
+
+        Raises:
+            RequestError: The result names no run or another one, or its completed rounds contradict
+                the releases.
+        """
+        self.require_session()
+        if self.session != releases.session.hex():
+            raise RequestError(
+                f"the result is of the run {self.session[:8]}, and the site's releases are of the "
+                f"run {releases.session.hex()[:8]}; sign the result of the run with the releases."
+            )
+        counted = [a for r, a in releases.attempts if self.completed.get(a) == r]
+        others = [a for r, a in releases.attempts if self.completed.get(a, r) != r]
+        if others or not counted:
+            fault = (
+                f"it has attempt {others[0]} in another round"
+                if others
+                else "no completed round has one of its releases"
+            )
+            raise RequestError(
+                f"the result contradicts the site's trail: {fault}; ask the coordinator for the "
+                "run's own result.json."
+            )
 
 
 def sign_result(
@@ -123,8 +263,7 @@ def sign_result(
     key: SigningKey,
     *,
     site: int | None = None,
-    session: bytes = b"",
-    releases: int = 0,
+    releases: SiteReleases | None = None,
     directory: KeyDirectory | None = None,
     replace: bool = False,
 ) -> Signature:
@@ -136,29 +275,33 @@ def sign_result(
         folder: Folder of a finished run.
         key: The signer's key.
         site: Number of the signing site. None signs as the coordinator.
-        session: Session of the run in which the site made releases.
-        releases: Number of those releases.
+        releases: The site's releases in this run, by its trail. The coordinator has none.
         directory: The sites' public keys, with which `key` is compared. None compares nothing.
         replace: Whether to replace a valid signature by another key of the same signer.
 
     Raises:
         RequestError: The run is not finished, another key has signed it, or the directory has
-            another owner of `key`.
-        RecordError: The signatures there are damaged, or too many.
+            another owner of `key`. Or the result is not of the run in which the site made its
+            releases.
+        RecordError: The result or the signatures there are damaged, or too many.
         RunError: The signature cannot be written.
     """
-    found = _digests(folder)
-    if found is None:
-        raise RequestError(f"the run in {folder} is not finished, so there is nothing to sign.")
-    result, weights = found
+    result = StatedResult.read(folder)
+    if result is None:
+        raise _unfinished(folder)
+    if (site is None) != (releases is None):
+        raise RequestError("a site signs for its releases, and the coordinator has none.")
+    if releases is not None:
+        result.require_run_of(releases)
     made = _signed(
         Signature(
             role="coordinator" if site is None else "site",
             site=site or 0,
-            session=session.hex(),
-            releases=releases,
-            result_sha256=result,
-            weights_sha256=weights,
+            session="" if releases is None else releases.session.hex(),
+            study="" if releases is None else releases.study,
+            releases=0 if releases is None else len(releases.attempts),
+            result_sha256=result.sha256,
+            weights_sha256=result.weights_sha256,
             key=key.public.hex(),
         ),
         key,
@@ -168,24 +311,35 @@ def sign_result(
         raise RequestError(
             f"by the directory, the key is {who}; sign with the key of the signer that you name."
         )
-    others, own = [], None
-    for each in _read(folder):
-        if (each.role, each.site) != (made.role, made.site):
-            others.append(each)
-        elif each.is_valid and (each.result_sha256, each.weights_sha256) == found:
-            own = each
-    if own is not None and own.key != made.key and not replace:
-        raise RequestError(
-            f"the key {own.key[:16]}… has signed this result for the same signer already; give "
-            "--replace to put another key's signature in its place."
-        )
-    if len(others) >= MAX_SIGNATURES:
-        raise RecordError(f"{folder / SIGNATURES} has {MAX_SIGNATURES} signatures already.")
+    others = _others(folder, made, result, replace=replace)
     try:
         atomic_write(folder / SIGNATURES, _to_json([*others, made]))
     except OSError as error:
         raise RunError(f"cannot write {folder / SIGNATURES}: {error.strerror}.") from error
     return made
+
+
+def require_session(folder: Path, digits: str = "") -> str:
+    """Return the session that the result in `folder` names.
+
+    Args:
+        folder: Folder of a finished run.
+        digits: First digits that the session must have, or "".
+
+    Raises:
+        RequestError: The run is not finished, or its result names no session or another one.
+        RecordError: The result is damaged.
+    """
+    result = StatedResult.read(folder)
+    if result is None:
+        raise _unfinished(folder)
+    result.require_session()
+    if not result.session.startswith(digits.lower()):
+        raise RequestError(
+            f"the result in {folder} is of the run {result.session[:8]}, not {truncate(digits)}; "
+            "sign the result of that run."
+        )
+    return result.session
 
 
 def coordinator_signature(result: bytes, weights_sha256: str, key: SigningKey) -> bytes:
@@ -218,15 +372,16 @@ def seen_signatures(
         The signatures, none if the run has no result yet.
 
     Raises:
-        RecordError: The file of signatures is damaged.
+        RecordError: The result or the file of signatures is damaged.
     """
     # A run that ends writes the signature before the result that it covers.
     made = _read(folder) if (folder / RESULT).exists() else []
-    digests = _digests(folder) if made else None
+    result = StatedResult.read(folder) if made else None
     found = [
         SeenSignature(
             made=each,
-            is_valid=each.is_valid and digests == (each.result_sha256, each.weights_sha256),
+            is_valid=each.is_valid and result is not None and result.is_covered_by(each),
+            is_bound=each.role == "coordinator" or (result is not None and result.session != ""),
             is_vouched=_is_vouched(each, directory),
         )
         for each in made
@@ -245,7 +400,9 @@ def summarize(seen: Sequence[SeenSignature], *, covers_weights: bool = True) -> 
         covers_weights: Whether the used weights are the final ones, which a result names.
     """
     valid = [
-        each.who + ("" if each.is_vouched else f" (key {each.made.key[:16]}…)")
+        each.who
+        + ("" if each.is_vouched else f" (key {each.made.key[:16]}…)")
+        + ("" if each.is_bound else f" ({UNBOUND})")
         for each in seen
         if each.is_valid and each.is_vouched is not False
     ]
@@ -259,6 +416,30 @@ def summarize(seen: Sequence[SeenSignature], *, covers_weights: bool = True) -> 
         return ""
     rest = "" if covers_weights else ", which does not cover the weights of the best round"
     return f"the result is {' and '.join(parts)}{rest}."
+
+
+def _others(
+    folder: Path, made: Signature, result: StatedResult, *, replace: bool
+) -> list[Signature]:
+    """Return the stored signatures of other signers than the one of `made`."""
+    others, own = [], None
+    for each in _read(folder):
+        if (each.role, each.site) != (made.role, made.site):
+            others.append(each)
+        elif each.is_valid and result.is_covered_by(each):
+            own = each
+    if own is not None and own.key != made.key and not replace:
+        raise RequestError(
+            f"the key {own.key[:16]}… has signed this result for the same signer already; give "
+            "--replace to put another key's signature in its place."
+        )
+    if len(others) >= MAX_SIGNATURES:
+        raise RecordError(f"{folder / SIGNATURES} has {MAX_SIGNATURES} signatures already.")
+    return others
+
+
+def _unfinished(folder: Path) -> RequestError:
+    return RequestError(f"the run in {folder} is not finished, so there is nothing to sign.")
 
 
 def _signed(made: Signature, key: SigningKey) -> Signature:
@@ -277,18 +458,6 @@ def _is_vouched(made: Signature, directory: KeyDirectory | None) -> bool | None:
         return False if bytes.fromhex(made.key) in theirs else None
     known = directory.keys[made.site] if made.site < len(directory.keys) else None
     return known == bytes.fromhex(made.key)
-
-
-def _digests(folder: Path) -> tuple[str, str] | None:
-    """Return the hash of the result and the digest of its weights, or None without a result."""
-    result = read_result(folder)
-    if result is None:
-        return None
-    try:
-        data = (folder / RESULT).read_bytes()
-    except OSError as error:
-        raise RecordError(f"cannot read {folder / RESULT}: {error.strerror}.") from error
-    return hashlib.sha256(data).hexdigest(), str(result.get("weights_sha256", ""))
 
 
 def _read(folder: Path) -> list[Signature]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attrs import evolve
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from typer.testing import CliRunner
@@ -256,6 +257,29 @@ def test_lower_score_does_not_replace_a_weak_reference(private_run: Path) -> Non
     assert found.choice.score >= found.candidates[-1].score > found.candidates[0].score
     assert found.unchosen is not None
     assert (found.unchosen.position, found.unchosen.needed) == (0, 0)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_start_without_a_finite_loss_is_refused(
+    private_run: Path, images: Path, tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the comparison had no meaning, and its record could not be read."""
+    opened = Classifier.open
+
+    class Overflowing(Fixed):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.cat([super().forward(images[:-1]), torch.full((1, 4), value)])
+
+    def overflowing(*arguments: Any, **options: Any) -> Classifier:
+        found = opened(*arguments, **options)
+        return evolve(found, net=with_form(Overflowing(1.0), found.net))
+
+    monkeypatch.setattr(Classifier, "open", overflowing)
+    arguments = (*from_file(images, CLASSES), *QUICK, "--epochs", "1")
+    code, _, told = spoken("adapt", private_run, *arguments, "--out", tmp_path / "ours")
+    assert code == RequestError.exit_code
+    assert "the model's loss is no finite number on 1 of 40 images" in told
+    assert not (tmp_path / "ours").exists()
 
 
 def record(**changes: Any) -> Adaptation:

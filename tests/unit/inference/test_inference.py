@@ -172,6 +172,34 @@ def test_class_names_in_predictions_csv_are_no_formulas(tmp_path: Path) -> None:
     assert first[1] in classes
 
 
+def test_predictions_are_exact_and_readable_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_federation(sites=2, rounds=1).run(tmp_path / "run")
+    np.savez(tmp_path / "new.npz", images=_noise(3, 8, 8))
+    rows = [[1.0, 0.0], [0.99999994, 5.9604645e-08], [0.75, 0.25]]
+    found = np.array(rows, np.float32)
+    found = np.pad(found, ((0, 0), (0, len(Classifier.open(tmp_path / "run").spec.task.names) - 2)))
+    monkeypatch.setattr(Classifier, "predict", lambda *_: found)
+    command = ["predict", str(tmp_path / "run"), str(tmp_path / "new.npz")]
+    (_, *lines) = csv_rows.read(CliRunner().invoke(app, command).stdout)
+    assert np.array_equal(np.array([line[2:] for line in lines], np.float32), found)
+    out = tmp_path / "called.csv"
+    assert CliRunner().invoke(app, [*command, "--out", str(out)]).exit_code == 0
+    assert csv_rows.read(out.read_text())[1:] == lines
+    told = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+    assert [list(row["probabilities"].values()) for row in told] == found.tolist()
+
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True)
+    (_, *shown) = csv_rows.read(CliRunner().invoke(app, command).stdout)
+    assert [line[2:4] for line in shown] == [
+        [">0.9999", "<0.0001"], [">0.9999", "<0.0001"], ["0.7500", "0.2500"]
+    ]  # fmt: skip
+    assert CliRunner().invoke(app, [*command, "--out", str(tmp_path / "b.csv")]).exit_code == 0
+    assert (tmp_path / "b.csv").read_text() == out.read_text()
+    assert json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout) == told
+
+
 GREY = DataSpec(channels=1, size=(6, 4), task=Multiclass(("a", "b")), examples=1)
 COLOUR = DataSpec(channels=3, size=(6, 4), task=Multiclass(("a", "b")), examples=1)
 

@@ -22,16 +22,19 @@ from typer.testing import CliRunner
 from cohortium.cli import app
 from cohortium.data.examples import DataSpec
 from cohortium.errors import CohortiumError, NetworkError, RequestError
-from cohortium.inference.shared import party
+from cohortium.inference.classifier import Classifier
+from cohortium.inference.shared import party, sessions
 from cohortium.inference.shared.network import SharedNetwork, read_network
 from cohortium.inference.shared.parties import Parties, TlsFiles
 from cohortium.inference.shared.process import PartyProcess
+from cohortium.inference.shared.value_sizes import Limits, largest_part, require_in_ring
 from cohortium.plugin import Model, Multiclass
 from cohortium_cnn import CNN
 from cohortium_dpresnet import DPResNet
 from cohortium_resnet9 import ResNet9
 from cohortium_resnet18 import ResNet18
 from cohortium_vgg16 import VGG16
+from tests.support.federations import tiny_federation
 
 SPEC = DataSpec(
     channels=3, size=(17, 14), task=Multiclass(("a", "b", "c")), pixel_type="uint8",
@@ -107,6 +110,119 @@ def test_public_operations_and_weights_give_the_outputs(model: Model) -> None:
     # A clinic, whose weights are others, lists the same operations. So no weight is in the list.
     clinic = read_network(model.build(SPEC, 5), SPEC.shape)
     assert json.dumps(clinic.graph) == json.dumps(network.graph)
+
+
+ENDS = torch.ones(1, *SPEC.shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("model", MODELS, ids=repr)
+def test_bound_holds_for_every_image(model: Model) -> None:
+    network = read_network(trained(model), SPEC.shape)
+    limits = Limits(product=1.0, variance=1.0)
+    bound = largest_part(network, -ENDS, ENDS, limits)
+    generator = torch.Generator().manual_seed(3)
+    images = 2 * torch.rand(4, *SPEC.shape, generator=generator, dtype=torch.float64) - 1
+    for image in (*images[:, None], *images[:, None].sign(), ENDS, -ENDS, 0 * ENDS):
+        seen = largest_part(network, image, image, limits)
+        # A narrow interval around an image has nearly its values, and they lie inside.
+        near = largest_part(network, image - 1e-9, image + 1e-9, limits)
+        assert 0 < seen <= near <= bound
+        # Groups without any variance have wide bounds, in deep networks and of flat images.
+        if isinstance(model, CNN) and len(image.unique()) > 3:
+            assert near == pytest.approx(seen, rel=1e-3)
+
+
+class Known(nn.Module):
+    """A convolution by 3, a normalisation of one group by 5, and a mean."""
+
+    def __init__(self, size: float = 3.0) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 1, 1)
+        self.norm = nn.GroupNorm(1, 1, eps=1e-5)
+        values = {"conv.weight": size, "conv.bias": 7.0, "norm.weight": 5.0, "norm.bias": 0.0}
+        for name, parameter in self.named_parameters():
+            nn.init.constant_(parameter, values[name])
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.norm(self.conv(images)).mean((2, 3))
+        return found
+
+
+def test_largest_part_of_a_known_network() -> None:
+    network = read_network(Known(), (1, 1, 2))
+    image = torch.tensor([[[[-1.0, 1.0]]]])
+    # Products: 3 of the convolution, 7 of the mean's parts, 9 of the squares. Then 5 of the weight.
+    assert largest_part(network, image, image, Limits(1.0, 1e9)) == pytest.approx(10.0)
+    assert largest_part(network, image, image, Limits(1e9, 1.0)) == pytest.approx(9.00001)
+    assert Limits.of(3) == Limits(product=2.0**66, variance=2.0**29)
+    assert Limits.of(2) == Limits(product=2.0**22, variance=2.0**19)
+
+
+@pytest.mark.parametrize("size", [900.0, 1e30, math.nan, math.inf])
+def test_network_beyond_the_ring_is_refused(size: float) -> None:
+    network = read_network(Known(size), (1, 1, 2))
+    images = torch.tensor([[[[0.0, 0.0]]], [[[-1.0, 1.0]]]])
+    with pytest.raises(NetworkError, match=r"times the largest one that 2 .*; add a helper"):
+        require_in_ring(network, images, None, 2)
+    if size == 900.0:
+        assert require_in_ring(network, images, (images[1:].fill_(-1), images[1:] * -1), 3) == ""
+        return
+    with pytest.raises(NetworkError, match=r"largest one that 3 .*; serve a network with smaller"):
+        require_in_ring(network, images, None, 3)
+
+
+def test_made_up_images_alone_give_a_warning() -> None:
+    network = read_network(Known(), (1, 1, 2))
+    images = torch.tensor([[[[-1.0, 1.0]]]])
+    told = require_in_ring(network, images, None, 2)
+    assert "1 made-up images give values inside the network up to 0.0017 % of" in told
+    wide = (-4000 * torch.ones(1, 1, 1, 2), 4000 * torch.ones(1, 1, 1, 2))
+    assert require_in_ring(network, images, wide, 2) == told
+    assert require_in_ring(network, images, wide, 3) == ""
+
+
+class Bending(CNN):
+    """A model whose inputs are not the pixels, shifted and scaled."""
+
+    def preprocess(self, images: Tensor) -> Tensor:
+        return images.square()
+
+
+def test_inputs_of_all_images_are_known_of_a_plain_model() -> None:
+    for model, is_certain in ((CNN(width=2), True), (Bending(width=2), False)):
+        own: Any = SimpleNamespace(model=model, spec=SPEC)
+        network = read_network(model.build(SPEC, 0), SPEC.shape)
+        assert (sessions.require_in_ring(own, network, 3) == "") is is_certain
+
+
+@pytest.mark.parametrize("words", [["--public", "public"], ["--spu-python", "none"]])
+def test_owner_refuses_before_it_publishes_or_serves(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_federation(sites=2, rounds=1).run(tmp_path / "run")
+    opened = Classifier.open
+    factor = 1.0
+
+    def scaled(*arguments: Any, **options: Any) -> Classifier:
+        found = opened(*arguments, **options)
+        with torch.no_grad():
+            for each in found.net.parameters():
+                each.mul_(factor)
+        return found
+
+    monkeypatch.setattr(Classifier, "open", scaled)
+    monkeypatch.chdir(tmp_path)
+    command = ["serve", "run", "--parties", str(write(tmp_path, TWO)), *words]
+    factor = 1e9
+    done = CliRunner().invoke(app, command)
+    assert isinstance(done.exception, NetworkError)
+    assert "a made-up image gives a value inside the network" in str(done.exception)
+    assert not (tmp_path / "public").exists()
+    if words[0] == "--public":
+        factor = 1.0
+        done = CliRunner().invoke(app, command)
+        assert (done.exit_code, done.stderr) == (0, "")
+        assert (tmp_path / "public").exists()
 
 
 class Unusual(nn.Module):

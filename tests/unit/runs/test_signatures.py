@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import tomli_w
 
@@ -26,13 +28,20 @@ from cohortium.messages.run import Request
 from cohortium.runs.result import RESULT
 from cohortium.runs.run_directory import SIGNER
 from cohortium.runs.run_files import RunFiles
-from cohortium.runs.signatures import SIGNATURES, seen_signatures, sign_result, summarize
+from cohortium.runs.signatures import (
+    SIGNATURES,
+    Signature,
+    SiteReleases,
+    seen_signatures,
+    sign_result,
+    summarize,
+)
 from tests.support.command_line import PARTS, cohortium
 from tests.support.federations import tiny_federation
 
 LEAD, SITE, OTHER = (SigningKey.generate(Randomness.insecure_from_seed(seed)) for seed in (1, 2, 3))
 DIRECTORY = KeyDirectory((OTHER.public, SITE.public))
-SESSION = bytes(range(16))
+STUDY = "5d" * 32
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +49,33 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "one"
     tiny_federation(rounds=1, sites=2).run(folder)
     return folder
+
+
+def releases(run: Path, *attempts: tuple[int, int]) -> SiteReleases:
+    """What the trail of a site would have of this run."""
+    session = json.loads((run / RESULT).read_text())["session"]
+    return SiteReleases(session=bytes.fromhex(session), study=STUDY, attempts=attempts or ((0, 0),))
+
+
+def forged(run: Path, **fields: object) -> None:
+    """Put a signature of site 1 there that its key has made, with the fields of a liar."""
+    result = json.loads((run / RESULT).read_text())
+    known = {
+        "role": "site", "site": 1, "session": result.get("session", ""), "study": STUDY,
+        "releases": 1, "result_sha256": hashlib.sha256((run / RESULT).read_bytes()).hexdigest(),
+        "weights_sha256": result["weights_sha256"], "key": SITE.public.hex(),
+    } | fields  # fmt: skip
+    made = msgspec.convert(known, Signature)
+    signature = SITE.sign(made.signed_text).hex()
+    stored = {name: value for name, value in known.items() if value is not None}
+    (run / SIGNATURES).write_text(json.dumps([stored | {"signature": signature}]))
+
+
+def without_session(run: Path) -> None:
+    """Make the result that of an older version."""
+    result = json.loads((run / RESULT).read_text())
+    del result["session"]
+    (run / RESULT).write_text(json.dumps(result))
 
 
 @pytest.fixture
@@ -50,13 +86,15 @@ def run(finished: Path, tmp_path: Path) -> Path:
 def test_signatures_of_coordinator_and_sites_are_seen(run: Path) -> None:
     assert seen_signatures(run) == ()
     assert summarize(()) == ""
-    sign_result(run, SITE, site=1, session=SESSION, releases=3)
+    sign_result(run, SITE, site=1, releases=releases(run))
     sign_result(run, LEAD)
     sign_result(run, LEAD)
     lead, site = seen_signatures(run, DIRECTORY)
     assert (lead.who, lead.is_valid, lead.is_vouched) == ("the coordinator", True, None)
     assert (site.who, site.is_valid, site.is_vouched) == ("site 1", True, True)
-    assert str(site).endswith("as in the directory, 3 releases in run 00010203")
+    session = json.loads((run / RESULT).read_text())["session"]
+    assert str(site).endswith(f"as in the directory, 1 releases in run {session[:8]}")
+    assert (site.made.session, site.made.study) == (session, STUDY)
     key = LEAD.public.hex()[:16]
     told = summarize((lead, site))
     assert told == f"the result is signed by the coordinator (key {key}…), site 1."
@@ -70,6 +108,8 @@ def test_signatures_of_coordinator_and_sites_are_seen(run: Path) -> None:
         {"site": 0},
         {"releases": 4},
         {"session": "00" * 16},
+        {"study": "00" * 32},
+        {"study": ""},
         {"weights_sha256": "00" * 32},
         {"result_sha256": "00" * 32},
         {"key": OTHER.public.hex()},
@@ -79,7 +119,7 @@ def test_signatures_of_coordinator_and_sites_are_seen(run: Path) -> None:
     ],
 )
 def test_changed_signature_is_not_valid(run: Path, change: dict[str, object]) -> None:
-    sign_result(run, SITE, site=1, session=SESSION, releases=3)
+    sign_result(run, SITE, site=1, releases=releases(run))
     (made,) = json.loads((run / SIGNATURES).read_text())
     (run / SIGNATURES).write_text(json.dumps([made | change]))
     (seen,) = seen_signatures(run, DIRECTORY)
@@ -101,7 +141,7 @@ def test_signature_is_of_every_byte_of_the_result(run: Path) -> None:
 
 
 def test_key_that_is_not_the_directorys_is_told(run: Path) -> None:
-    sign_result(run, OTHER, site=1)
+    sign_result(run, OTHER, site=1, releases=releases(run))
     (seen,) = seen_signatures(run, DIRECTORY)
     assert (seen.is_valid, seen.is_vouched) == (True, False)
     assert summarize((seen,)) == "the result is NOT validly signed by site 1."
@@ -120,7 +160,7 @@ def test_wrong_key_is_refused_before_it_signs(run: Path, tmp_path: Path) -> None
     with pytest.raises(RequestError, match="by the directory, the key is a site's"):
         sign_result(run, SITE, directory=DIRECTORY, replace=True)
     with pytest.raises(RequestError, match="the key is not site 0's"):
-        sign_result(run, SITE, site=0, directory=DIRECTORY)
+        sign_result(run, SITE, site=0, releases=releases(run), directory=DIRECTORY)
     with pytest.raises(RequestError, match="has signed this result for the same signer already"):
         sign_result(run, OTHER)
     SITE.create(tmp_path / "site.pem")
@@ -163,9 +203,10 @@ def test_commands_say_whose_signatures_they_saw(run: Path, tmp_path: Path) -> No
         cohortium("sign", str(run), "--key", "a", "--site", "b")
 
 
-def test_site_countersigns_only_runs_of_its_trail(run: Path, tmp_path: Path) -> None:
-    SITE.create(tmp_path / "identity.pem")
-    DIRECTORY.write(tmp_path / "directory.txt")
+def site_with_trail(folder: Path, run: Path, rounds: tuple[int, ...]) -> Path:
+    """The site file of a site whose trail has releases of a run, in rounds by attempt."""
+    SITE.create(folder / "identity.pem")
+    DIRECTORY.write(folder / "directory.txt")
     file = {
         "site": {
             "id": 1, "dataset_id": "chest", "signing_key": "identity.pem",
@@ -174,21 +215,127 @@ def test_site_countersigns_only_runs_of_its_trail(run: Path, tmp_path: Path) -> 
         "dataset": {"name": "npz", "path": "data.npz"},
         "policy": {"epsilon": 1.0, "delta": 1e-5, "unit": "site", "against": "everyone"},
     }  # fmt: skip
-    (tmp_path / "site.toml").write_text(tomli_w.dumps(file))
-    trail = AuditTrail(tmp_path / "audit.jsonl", 1, SITE)
-    for attempt in range(2):
-        trail.answered(Request(SESSION, 0, attempt, 0, None, b""), b"?", has_release=True)
-    trail.answered(Request(bytes(16), 0, 0, 0, None, b""), b"?", has_release=False)
+    (folder / "site.toml").write_text(tomli_w.dumps(file))
+    session = releases(run).session
+    trail = AuditTrail(folder / "audit.jsonl", 1, SITE)
+    trail.accepted(bytes(16), "00" * 32, "train")
+    trail.answered(Request(bytes(16), 0, 0, 0, None, b""), b"?", has_release=True)
+    trail.accepted(session, STUDY, "train")
+    for attempt, number in enumerate(rounds):
+        trail.answered(Request(session, number, attempt, 0, None, b""), b"?", has_release=True)
     trail.close()
-    arguments = ("sign", str(run), "--site", str(tmp_path / "site.toml"), "--session")
-    with pytest.raises(RequestError, match="releases in 0 runs"):
-        cohortium(*arguments, "00000000")
-    status, out, _ = cohortium(
-        *arguments, SESSION.hex()[:8], "--key-directory", str(tmp_path / "directory.txt")
-    )
+    return folder / "site.toml"
+
+
+def test_site_countersigns_the_run_of_its_trail(run: Path, tmp_path: Path) -> None:
+    # One release in the only round, and one in an attempt that came to nothing.
+    file = site_with_trail(tmp_path, run, (0, 1))
+    session = releases(run).session.hex()
+    arguments = ("sign", str(run), "--site", str(file))
+    status, out, _ = cohortium(*arguments, "--key-directory", str(tmp_path / "directory.txt"))
     assert status == 0
-    assert "site 1: key" in out
-    assert "as in the directory, 2 releases in run 00010203" in out
+    assert f"as in the directory, 2 releases in run {session[:8]}" in out
+    (made,) = json.loads((run / SIGNATURES).read_text())
+    assert (made["session"], made["study"], made["releases"]) == (session, STUDY, 2)
+    assert cohortium(*arguments, "--session", session[:6].upper())[0] == 0
+    with pytest.raises(RequestError, match=f"is of the run {session[:8]}, not '00000000'"):
+        cohortium(*arguments, "--session", "00000000")
+    with pytest.raises(RequestError, match="give --site, too"):
+        cohortium("sign", str(run), "--session", session)
+
+
+def test_site_refuses_the_result_of_another_run(run: Path, tmp_path: Path) -> None:
+    """The same study, run again without this site; a folder renamed does not help."""
+    again = tmp_path / "again"
+    tiny_federation(rounds=1, sites=2, seed=2).run(again)
+    assert releases(again).session != releases(run).session
+    file = site_with_trail(tmp_path, run, (0,))
+    with pytest.raises(RequestError, match="the trail has no release in the run"):
+        cohortium("sign", str(again), "--site", str(file))
+    with pytest.raises(RequestError, match="and the site's releases are of the run"):
+        sign_result(again, SITE, site=1, releases=releases(run))
+    assert not (again / SIGNATURES).exists()
+
+
+@pytest.mark.parametrize(
+    ("rounds", "fault"),
+    [((1,), "it has attempt 0 in another round"), ((1, 0), "it has attempt 0 in another round")],
+)
+def test_site_refuses_a_result_against_its_trail(
+    run: Path, tmp_path: Path, rounds: tuple[int, ...], fault: str
+) -> None:
+    file = site_with_trail(tmp_path, run, rounds)
+    with pytest.raises(RequestError, match=f"contradicts the site's trail: {fault}"):
+        cohortium("sign", str(run), "--site", str(file))
+    assert not (run / SIGNATURES).exists()
+
+
+def test_site_refuses_a_result_without_its_releases(run: Path) -> None:
+    with pytest.raises(RequestError, match="no completed round has one of its releases"):
+        sign_result(run, SITE, site=1, releases=releases(run, (0, 5)))
+    with pytest.raises(RequestError, match="the coordinator has none"):
+        sign_result(run, LEAD, releases=releases(run))
+    with pytest.raises(RequestError, match="a site signs for its releases"):
+        sign_result(run, SITE, site=1)
+
+
+def test_signature_for_another_run_is_not_valid(run: Path) -> None:
+    """A key's own signature of these very bytes, which names the run that the trail had."""
+    forged(run)
+    assert [seen.is_valid for seen in seen_signatures(run, DIRECTORY)] == [True]
+    for other in ("", "00" * 16):
+        forged(run, session=other)
+        (seen,) = seen_signatures(run, DIRECTORY)
+        assert seen.made.is_valid
+        assert not seen.is_valid
+        assert summarize((seen,)) == "the result is NOT validly signed by site 1."
+
+
+def test_signature_of_an_older_version_stays_readable(run: Path) -> None:
+    without_session(run)
+    fields = ("key", "releases", "result_sha256", "role", "session", "site", "weights_sha256")
+    forged(run, study="", session="07" * 16)
+    (stored,) = json.loads((run / SIGNATURES).read_text())
+    del stored["study"]
+    assert sorted(stored) == sorted((*fields, "signature"))
+    (run / SIGNATURES).write_text(json.dumps([stored]))
+    (seen,) = seen_signatures(run, DIRECTORY)
+    assert (seen.is_valid, seen.is_bound) == (True, False)
+    words = "by an older version, whose result does not name its run"
+    assert str(seen).endswith(f"in run 07070707, {words}")
+    assert summarize((seen,)) == f"the result is signed by site 1 ({words})."
+    with pytest.raises(RequestError, match="does not name its run, as an older version wrote it"):
+        sign_result(
+            run,
+            SITE,
+            site=1,
+            releases=SiteReleases(session=bytes(16), study="", attempts=((0, 0),)),
+        )
+    sign_result(run, LEAD)
+    assert [each.is_valid for each in seen_signatures(run)] == [True, True]
+
+
+def test_text_of_an_older_signature_is_unchanged() -> None:
+    """Known bytes: the text that version 0.1 signed, with its fields in their order."""
+    made = Signature(
+        role="site", site=1, session="07" * 16, releases=3, result_sha256="aa" * 32,
+        weights_sha256="bb" * 32, key="cc" * 32,
+    )  # fmt: skip
+    text = (
+        '{"role":"site","site":1,"session":"' + "07" * 16 + '","releases":3,"result_sha256":"'
+        + "aa" * 32 + '","weights_sha256":"' + "bb" * 32 + '","key":"' + "cc" * 32 + '"}'
+    )  # fmt: skip
+    assert made.signed_text == b"cohortium result 1\x1f" + text.encode()
+
+
+@pytest.mark.parametrize(
+    "change", [{"session": "07"}, {"session": 7}, {"history": [{}]}, {"history": None}]
+)
+def test_damaged_result_is_not_signed(run: Path, change: dict[str, object]) -> None:
+    result = json.loads((run / RESULT).read_text())
+    (run / RESULT).write_text(json.dumps(result | change))
+    with pytest.raises(RecordError, match="is damaged; copy it anew"):
+        sign_result(run, LEAD)
 
 
 def test_weights_of_another_result_are_not_signed(run: Path, tmp_path: Path) -> None:
@@ -208,7 +355,7 @@ def stop_before(attempt: int) -> Callable[[], bool]:
 
 def test_run_signs_its_result_by_itself_also_after_a_resumption(tmp_path: Path) -> None:
     study, folder = tiny_federation(rounds=2, sites=2), tmp_path / "run"
-    with pytest.raises(StoppedError):
+    with pytest.raises(StoppedError, match=r"`cohortium resume \S+/run --sign-with KEY`"):
         study.run(folder, stop=stop_before(1), signing_key=LEAD)
     for key in (None, OTHER):
         with pytest.raises(RequestError, match=f"begins with '{LEAD.public.hex()[:16]}"):
@@ -220,7 +367,7 @@ def test_run_signs_its_result_by_itself_also_after_a_resumption(tmp_path: Path) 
 
 def test_key_may_be_given_for_the_first_time_to_a_resumption(tmp_path: Path) -> None:
     study, folder = tiny_federation(rounds=2, sites=2), tmp_path / "run"
-    with pytest.raises(StoppedError):
+    with pytest.raises(StoppedError, match=r"`cohortium resume \S+/run`\."):
         study.run(folder, stop=stop_before(1))
     with pytest.raises(StoppedError):
         study.resume(folder, stop=stop_before(0), signing_key=LEAD)
@@ -238,6 +385,27 @@ def test_evaluation_is_signed_too(tmp_path: Path) -> None:
     study.run(tmp_path / "run", signing_key=LEAD)
     for folder in (tmp_path / "run", tmp_path / "run" / "evaluation"):
         assert [seen.is_valid for seen in seen_signatures(folder)] == [True]
+
+
+def test_evaluate_command_signs_its_result(tmp_path: Path) -> None:
+    file, run, key = tmp_path / "study.toml", tmp_path / "run", tmp_path / "lead.pem"
+    others = {
+        "federation": {"sites": 2, "rounds": 1, "holdout_fraction": 0.4},
+        "privatizer": {"name": "none"}, "aggregator": {"name": "plain"},
+    }  # fmt: skip
+    file.write_text(PARTS + tomli_w.dumps(others))
+    assert cohortium("run", str(file), "--out", str(run), "--quiet")[0] == 0
+    arguments = ("evaluate", str(run), "--part", "accuracy", "--sign-with", str(key))
+    with pytest.raises(IdentityError, match="cannot read the key"):
+        cohortium(*arguments)
+    assert not (run / "evaluation").exists()
+    LEAD.create(key)
+    status, out, _ = cohortium(*arguments)
+    assert status == 0
+    assert f"signed  with the coordinator's key {LEAD.public.hex()[:16]}…" in out
+    (seen,) = seen_signatures(run / "evaluation")
+    assert (seen.is_valid, seen.made.key) == (True, LEAD.public.hex())
+    assert seen_signatures(run) == ()
 
 
 def test_there_is_never_a_result_without_its_signature(

@@ -10,8 +10,10 @@ import numpy as np
 from attrs import field, frozen
 
 from cohortium.catalog.networks import build_network
+from cohortium.data.intensity import to_unit_range
 from cohortium.errors import DataError, NetworkError, RequestError, RunError
 from cohortium.inference.encrypted.public_model import digest, model_table, probe_image
+from cohortium.inference.shared import value_sizes
 from cohortium.inference.shared.network import SharedNetwork, read_network
 from cohortium.inference.shared.parties import ROLES, Parties, Role, TlsFiles
 from cohortium.inference.shared.process import PartyProcess
@@ -36,6 +38,9 @@ PATIENCE: Final = 120
 
 CONNECT_SECONDS: Final = 120
 """Seconds in which a clinic's process must start and reach the other parties."""
+
+MADE_UP: Final = 5
+"""Number of random images that try the owner's network, in addition to three regular ones."""
 
 CLIENT: Final = "parties"
 """Name by which the answers of the clinic are counted."""
@@ -151,6 +156,37 @@ def owner_network(classifier: Classifier) -> tuple[str, SharedNetwork]:
     """
     network = _read(classifier.net, classifier.model, classifier.spec)
     return digest(model_table(classifier), classifier.dataset_info).hex(), network
+
+
+def require_in_ring(classifier: Classifier, network: SharedNetwork, parties: int) -> str:
+    """Refuse an owner's network whose values the ring of the parties does not hold.
+
+    Args:
+        classifier: The run's model.
+        network: Its network, with the weights.
+        parties: Number of parties.
+
+    Returns:
+        "" if that is certain for every image, and otherwise a warning.
+
+    Raises:
+        NetworkError: Made-up images have values outside the ring.
+    """
+    import torch
+
+    model, spec = classifier.model, classifier.spec
+    drawn = spec.sample_images(MADE_UP, np.random.default_rng(0))
+    low, high = (np.full_like(drawn[:1], end) for end in spec.intensity_range)
+    images = np.concatenate([low, high, probe_image(spec), drawn])
+    inputs = preprocess(model, images, spec).double()
+    ends = inputs[:2]
+    # Whether each input is its own pixel, shifted and scaled: then two images have both extremes.
+    shares = to_unit_range(images, spec).double()
+    is_affine = shares.shape == inputs.shape and torch.allclose(
+        ends[0] + (ends[1] - ends[0]) * shares, inputs, rtol=1e-5, atol=1e-5
+    )
+    known = (ends.amin(0, keepdim=True), ends.amax(0, keepdim=True)) if is_affine else None
+    return value_sizes.require_in_ring(network, inputs, known, parties)
 
 
 def public_network(public: PublicModel) -> tuple[str, SharedNetwork]:
