@@ -36,7 +36,8 @@ def sign(
 ) -> None:
     """Sign the result of a run, or show who has signed it.
 
-    A signature covers `result.json` and the digest of the weights. A site countersigns only a run
+    A signature covers `result.json`, `study.toml`, `dataset.json` and the digest of the weights. A
+    site countersigns only a run
     in which it made releases, as its own trail says.
 
     Examples:

@@ -4,8 +4,9 @@ The file `signatures.json` is next to `result.json`. The coordinator signs with 
 and a site with the key that the directory has.
 
 Guarantees:
-    A signature covers every byte of `result.json`, the digest of the final weights, and the role of
-    the signer. It is valid for no other result, role or site.
+    A signature covers every byte of `result.json`, `study.toml` and `dataset.json`, the digest of
+    the final weights, and the role of the signer. It is valid for no other result, role or site.
+    So nobody can give signed weights other names of the classes, or another preparation of images.
 
     A signature says that the holder of the key vouches for these bytes. It is no proof that they
     are right, and a key is only as trustworthy as the comparison with one that is known.
@@ -17,15 +18,15 @@ Guarantees:
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
-from attrs import frozen
+from attrs import asdict, frozen
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cohortium.errors import RecordError, RequestError, RunError
-from cohortium.runs.dataset_info import read_result
+from cohortium.runs.dataset_info import DATASET_INFO, read_result
 from cohortium.runs.result import RESULT
 from cohortium.storage.atomic import atomic_write
 
@@ -42,9 +43,42 @@ MAX_SIGNATURES: Final = 10_000
 
 _MAX_BYTES: Final = 1 << 23
 
-_SIGNED: Final = b"cohortium result 1\x1f"
+_SIGNED: Final = b"cohortium result 2\x1f"
+
+_STUDY: Final = "study.toml"
 
 Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+
+OptionalHash = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]
+"""Hash of a file, or "" if there is none."""
+
+
+@frozen
+class _Digests:
+    """Hashes of the files that a signature covers, by the names of its fields."""
+
+    result_sha256: str
+    weights_sha256: str
+    study_sha256: str
+    dataset_sha256: str
+
+    @classmethod
+    def of(cls, folder: Path, result: bytes, weights_sha256: str) -> _Digests:
+        """Return the hashes of a result and of the other files in its folder."""
+        return cls(
+            hashlib.sha256(result).hexdigest(),
+            weights_sha256,
+            _file_hash(folder / _STUDY),
+            _file_hash(folder / DATASET_INFO),
+        )
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def are_of(self, made: Signature) -> bool:
+        """Return whether a signature is of these files."""
+        return all(getattr(made, name) == value for name, value in self.fields.items())
 
 
 class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -57,6 +91,8 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         releases: Number of those releases.
         result_sha256: Hash of `result.json`.
         weights_sha256: Digest of the final weights.
+        study_sha256: Hash of `study.toml`, which has the model's preparation of images.
+        dataset_sha256: Hash of `dataset.json`, which has the names of the classes.
         key: The signer's public key.
         signature: Signature of all other fields.
     """
@@ -67,6 +103,8 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     releases: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 0
     result_sha256: Hash
     weights_sha256: Hash
+    study_sha256: OptionalHash = ""
+    dataset_sha256: OptionalHash = ""
     key: Hash
     signature: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{128})?$")] = ""
 
@@ -150,16 +188,14 @@ def sign_result(
     found = _digests(folder)
     if found is None:
         raise RequestError(f"the run in {folder} is not finished, so there is nothing to sign.")
-    result, weights = found
     made = _signed(
         Signature(
             role="coordinator" if site is None else "site",
             site=site or 0,
             session=session.hex(),
             releases=releases,
-            result_sha256=result,
-            weights_sha256=weights,
             key=key.public.hex(),
+            **found.fields,
         ),
         key,
     )
@@ -172,7 +208,7 @@ def sign_result(
     for each in _read(folder):
         if (each.role, each.site) != (made.role, made.site):
             others.append(each)
-        elif each.is_valid and (each.result_sha256, each.weights_sha256) == found:
+        elif each.is_valid and found.are_of(each):
             own = each
     if own is not None and own.key != made.key and not replace:
         raise RequestError(
@@ -188,20 +224,22 @@ def sign_result(
     return made
 
 
-def coordinator_signature(result: bytes, weights_sha256: str, key: SigningKey) -> bytes:
+def coordinator_signature(
+    folder: Path, result: bytes, weights_sha256: str, key: SigningKey
+) -> bytes:
     """Return the file of signatures for a new result, which its coordinator alone has signed.
 
     Args:
+        folder: Folder of the run, which has all files but the result.
         result: Bytes of `result.json`.
         weights_sha256: Digest of the final weights.
         key: The coordinator's key.
+
+    Raises:
+        RecordError: A file of the folder cannot be read.
     """
-    made = Signature(
-        role="coordinator",
-        result_sha256=hashlib.sha256(result).hexdigest(),
-        weights_sha256=weights_sha256,
-        key=key.public.hex(),
-    )
+    digests = _Digests.of(folder, result, weights_sha256)
+    made = Signature(role="coordinator", key=key.public.hex(), **digests.fields)
     return _to_json([_signed(made, key)])
 
 
@@ -226,7 +264,7 @@ def seen_signatures(
     found = [
         SeenSignature(
             made=each,
-            is_valid=each.is_valid and digests == (each.result_sha256, each.weights_sha256),
+            is_valid=digests is not None and digests.are_of(each) and each.is_valid,
             is_vouched=_is_vouched(each, directory),
         )
         for each in made
@@ -279,8 +317,8 @@ def _is_vouched(made: Signature, directory: KeyDirectory | None) -> bool | None:
     return known == bytes.fromhex(made.key)
 
 
-def _digests(folder: Path) -> tuple[str, str] | None:
-    """Return the hash of the result and the digest of its weights, or None without a result."""
+def _digests(folder: Path) -> _Digests | None:
+    """Return the hashes of a result and its files, or None without a result."""
     result = read_result(folder)
     if result is None:
         return None
@@ -288,7 +326,18 @@ def _digests(folder: Path) -> tuple[str, str] | None:
         data = (folder / RESULT).read_bytes()
     except OSError as error:
         raise RecordError(f"cannot read {folder / RESULT}: {error.strerror}.") from error
-    return hashlib.sha256(data).hexdigest(), str(result.get("weights_sha256", ""))
+    return _Digests.of(folder, data, str(result.get("weights_sha256", "")))
+
+
+def _file_hash(path: Path) -> str:
+    """Return the hash of a file, or "" if there is none."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {error.strerror}.") from error
 
 
 def _read(folder: Path) -> list[Signature]:

@@ -72,6 +72,8 @@ def test_signatures_of_coordinator_and_sites_are_seen(run: Path) -> None:
         {"session": "00" * 16},
         {"weights_sha256": "00" * 32},
         {"result_sha256": "00" * 32},
+        {"study_sha256": "00" * 32},
+        {"dataset_sha256": ""},
         {"key": OTHER.public.hex()},
         {"key": "ff" * 32},
         {"signature": "00" * 64},
@@ -98,6 +100,32 @@ def test_signature_is_of_every_byte_of_the_result(run: Path) -> None:
         assert [seen.is_valid for seen in seen_signatures(run)] == [False]
     path.write_bytes(whole)
     assert [seen.is_valid for seen in seen_signatures(run)] == [True]
+
+
+@pytest.mark.parametrize("name", ["study.toml", "dataset.json"])
+def test_signature_is_of_the_files_that_say_what_outputs_mean(run: Path, name: str) -> None:
+    sign_result(run, LEAD)
+    path = run / name
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\n")
+    assert [seen.is_valid for seen in seen_signatures(run)] == [False]
+    path.unlink()
+    assert [seen.is_valid for seen in seen_signatures(run)] == [False]
+    path.write_bytes(whole)
+    assert [seen.is_valid for seen in seen_signatures(run)] == [True]
+
+
+def test_swapped_classes_are_not_signed(run: Path, tmp_path: Path) -> None:
+    LEAD.create(tmp_path / "lead.pem")
+    cohortium("sign", str(run), "--key", str(tmp_path / "lead.pem"))
+    path = run / "dataset.json"
+    facts = json.loads(path.read_text())
+    facts["spec"]["task"]["names"].reverse()
+    path.write_text(json.dumps(facts))
+    _, _, err = cohortium("export", str(run), "--out", str(tmp_path / "model"))
+    assert "the result is NOT validly signed by the coordinator." in err
+    with pytest.raises(RecordError, match="not valid for this result"):
+        cohortium("sign", str(run))
 
 
 def test_key_that_is_not_the_directorys_is_told(run: Path) -> None:

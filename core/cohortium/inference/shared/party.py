@@ -411,8 +411,8 @@ def unpack(share: Any, data: bytes, own: Any) -> Any:
 def head_of(chunk: bytes) -> bytes:
     """Return the part of the library's own chunk before its numbers.
 
-    A chunk is a message of protobuf. It has the size of the whole value and the chunk's place in it.
-    Its numbers follow their tag and their length.
+    A chunk is a message of protobuf. It has the size of the whole value and its own
+    place in it. Its numbers follow their tag and their length.
     """
     place = 0
     while True:
