@@ -152,7 +152,8 @@ def _valid(kind: type[Message], rng: Random) -> bytes:
 
 def _message(kind: type[Message], rng: Random) -> None:
     message = decode(_bytes(kind, rng), kind)
-    assert decode(encode(message), kind) == message
+    # As bytes, because a number that is none differs from itself.
+    assert encode(decode(encode(message), kind)) == encode(message)
 
 
 def _either(rng: Random) -> None:

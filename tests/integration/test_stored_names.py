@@ -81,7 +81,10 @@ TRAIL = {
 
 FILES = {
     "Approval": "by made until runs sessions",
-    "Signature": "role site session study releases result_sha256 weights_sha256 key signature",
+    "Signature": (
+        "role site session study releases result_sha256 weights_sha256 study_sha256 dataset_sha256 "
+        "key signature"
+    ),
     "StudyFacts": ("data use terms guarantee aggregation costs earlier values size is_measurement"),
     "StudyRecord": ("format digest study versions facts first_asked last_asked state approval"),
 }

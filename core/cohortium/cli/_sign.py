@@ -36,8 +36,9 @@ def sign(
 ) -> None:
     """Sign the result of a run, or show who has signed it.
 
-    A signature covers `result.json` and the digest of the weights. A site countersigns only the run
-    that the result names, and only if its own trail has releases in it.
+    A signature covers `result.json`, `study.toml`, `dataset.json` and the digest of the weights. A
+    site countersigns only the run that the result names, and only if its own trail has releases in
+    it.
 
     Examples:
       cohortium sign runs/first --key lead.pem

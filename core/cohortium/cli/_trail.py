@@ -149,12 +149,16 @@ def _print_outcome(found: CheckedTrail, wanted: SignedHead | None, *, is_vouched
     by = f"signed by {found.keys[-1][:16]}…" if found.keys[-1] else "unsigned"
     typer.echo(f"site {found.head.site}: {number:,} lines, {by}, none altered")
     if not found.keys[-1]:
-        typer.echo("an unsigned trail can be rewritten as a whole; name a signing_key", err=True)
+        typer.echo(
+            "an unsigned trail can be rewritten as a whole; name a signing_key and a new trail",
+            err=True,
+        )
     elif not is_vouched:
         typer.echo("nobody vouches for that key; give --key-directory", err=True)
     if found.is_torn:
         typer.echo(
-            "a crash has interrupted the writing of one more line, whose answer did not leave",
+            "one more line is not whole: a crash has interrupted its writing, and its answer did "
+            "not leave, or somebody has removed its end",
             err=True,
         )
     for line, key in zip(found.changes, found.keys[1:], strict=True):

@@ -49,7 +49,8 @@ class AuditTrail:
         However many refusals or identify replies a caller provokes, a bounded number of entries a
         minute tell of them. The next one has the number of the others.
 
-        Nothing is added to a trail whose last line the key in force has not signed.
+        Nothing is added to a trail whose last line the key in force has not signed. No key signs
+        lines that follow unsigned ones, because its signature would vouch for them.
     """
 
     def __init__(
@@ -108,6 +109,11 @@ class AuditTrail:
             raise RunError(
                 f"the trail {path} is signed, and the site file names no signing_key; name the "
                 "key, or another file for a new trail."
+            )
+        elif public and not self._in_force:
+            raise RunError(
+                f"the trail {path} is unsigned, so anybody who could write the file may have "
+                "written its lines; keep it, and name another file for a trail that the site signs."
             )
         elif self._in_force != public:
             self.write(entries.KeyChanged(at=self._now(), key=public))

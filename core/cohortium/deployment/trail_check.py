@@ -37,7 +37,7 @@ class CheckedTrail:
 
     Attributes:
         head: Its head.
-        keys: Keys that have signed it, in order. "" if lines were unsigned.
+        keys: Keys that have signed it, in order. One "" if it is unsigned.
         changes: Lines from which each of `keys` but the first signs.
         counts: Number of entries of each kind.
         is_torn: Whether a crash has interrupted the writing of another line.
@@ -156,6 +156,12 @@ class _Check:
     def _take_key(self, key: str, number: int) -> None:
         if self.keys and not key:
             raise RecordError(f"line {number} ends the signatures, which no site does.")
+        if self.keys and not self.keys[-1]:
+            # No site signs on: somebody without its key may have written the lines before.
+            raise RecordError(
+                f"lines before {number} are unsigned, so a later signature vouches for none of "
+                "them; have the site begin another trail."
+            )
         if self.keys:
             self.changes.append(number)
         self.keys.append(key)
@@ -167,7 +173,7 @@ class _Check:
             by = f"signed by the key {self.keys[-1][:16]}…" if self.keys[-1] else "unsigned"
             raise RecordError(f"its last line is {by}, which is not the site's present key.")
         if self.replaced is not None and self.trusted is not None:
-            allowed = {key.hex() for key in (*self.trusted, *self.replaced)} | {""}
+            allowed = {key.hex() for key in (*self.trusted, *self.replaced)} or {""}
             for start, key in zip((1, *self.changes), self.keys, strict=True):
                 if key not in allowed:
                     raise RecordError(

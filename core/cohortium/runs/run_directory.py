@@ -144,7 +144,7 @@ class RunDirectory(RunFiles):
         """Write the result, after its signature."""
         if self.signing_key is not None:
             data = result_bytes(result)
-            made = coordinator_signature(data, result.weights_sha256, self.signing_key)
+            made = coordinator_signature(self.path, data, result.weights_sha256, self.signing_key)
             self._write(SIGNATURES, made)
         super().write_result(result)
 

@@ -4,8 +4,9 @@ The file `signatures.json` is next to `result.json`. The coordinator signs with 
 and a site with the key that the directory has.
 
 Guarantees:
-    A signature covers every byte of `result.json`, the digest of the final weights, and the role of
-    the signer. It is valid for no other result, role or site.
+    A signature covers every byte of `result.json`, `study.toml` and `dataset.json`, the digest of
+    the final weights, and the role of the signer. It is valid for no other result, role or site.
+    So nobody can give signed weights other names of the classes, or another preparation of images.
 
     A signature says that the holder of the key vouches for these bytes. It is no proof that they
     are right, and a key is only as trustworthy as the comparison with one that is known.
@@ -15,21 +16,22 @@ Guarantees:
     So a site that took part in one run cannot vouch for the result of another, be it of the same
     study. A site signs only if no completed round contradicts its trail.
 
-    Results of older versions name no session. Signatures of sites under them stay readable, and
-    every sentence about them says so. No site signs such a result anew.
+    Signatures of older versions covered less, and none is valid any more. Results of older versions
+    name no session, and no site signs them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import msgspec
-from attrs import frozen
+from attrs import asdict, frozen
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cohortium.errors import RecordError, RequestError, RunError
+from cohortium.runs.dataset_info import DATASET_INFO
 from cohortium.runs.result import RESULT
 from cohortium.storage.atomic import atomic_write
 from cohortium.text import truncate
@@ -45,19 +47,54 @@ SIGNATURES: Final = "signatures.json"
 
 MAX_SIGNATURES: Final = 10_000
 
-UNBOUND: Final = "by an older version, whose result does not name its run"
-"""The words for a site's signature under a result without a session."""
-
 _MAX_BYTES: Final = 1 << 23
 
 _MAX_RESULT_BYTES: Final = 1 << 29
 
-_SIGNED: Final = b"cohortium result 1\x1f"
+_SIGNED: Final = b"cohortium result 2\x1f"
+
+_STUDY: Final = "study.toml"
 
 Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 
+OptionalHash = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]
+"""Hash of a file, or "" if there is none."""
+
 Session = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{32})?$")]
 """Session of a run as hexadecimal digits, or "" without one."""
+
+
+@frozen
+class Digests:
+    """Hashes of the files that a signature covers, by the names of its fields."""
+
+    result_sha256: str
+    weights_sha256: str
+    study_sha256: str
+    dataset_sha256: str
+
+    @classmethod
+    def of(cls, folder: Path, result: bytes, weights_sha256: str) -> Digests:
+        """Return the hashes of a result and of the other files in its folder.
+
+        Raises:
+            RecordError: A file cannot be read.
+        """
+        return cls(
+            hashlib.sha256(result).hexdigest(),
+            weights_sha256,
+            _file_hash(folder / _STUDY),
+            _file_hash(folder / DATASET_INFO),
+        )
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The hashes by the fields of a signature."""
+        return asdict(self)
+
+    def are_of(self, made: Signature) -> bool:
+        """Return whether a signature is of these files."""
+        return all(getattr(made, name) == value for name, value in self.fields.items())
 
 
 @frozen(kw_only=True)
@@ -86,6 +123,8 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         releases: Number of those releases.
         result_sha256: Hash of `result.json`.
         weights_sha256: Digest of the final weights.
+        study_sha256: Hash of `study.toml`, which has the model's preparation of images.
+        dataset_sha256: Hash of `dataset.json`, which has the names of the classes.
         key: The signer's public key.
         signature: Signature of all other fields.
     """
@@ -93,10 +132,12 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     role: Literal["coordinator", "site"]
     site: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 0
     session: Session = ""
-    study: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")] = ""
+    study: OptionalHash = ""
     releases: Annotated[int, msgspec.Meta(ge=0, lt=1 << 31)] = 0
     result_sha256: Hash
     weights_sha256: Hash
+    study_sha256: OptionalHash = ""
+    dataset_sha256: OptionalHash = ""
     key: Hash
     signature: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{128})?$")] = ""
 
@@ -105,9 +146,6 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """The text that the signature covers."""
         fields = msgspec.structs.asdict(self)
         del fields["signature"]
-        if not self.study:
-            # Signatures of older versions have no such field.
-            del fields["study"]
         return _SIGNED + msgspec.json.encode(fields)
 
     @property
@@ -129,14 +167,12 @@ class SeenSignature:
         made: The signature.
         is_valid: Whether its key has signed this result, and a site's signature names the result's
             session.
-        is_bound: Whether the result names its session, to which a site's signature is bound.
         is_vouched: Whether the directory gives its site this key. None without a directory, and for
             the coordinator, whose key is in none. If it is a site's there, False.
     """
 
     made: Signature
     is_valid: bool
-    is_bound: bool = True
     is_vouched: bool | None = None
 
     @property
@@ -151,7 +187,6 @@ class SeenSignature:
         text = f"{self.who}: key {self.made.key[:16]}…{vouched[self.is_vouched]}"
         if self.made.role == "site":
             text += f", {self.made.releases:,} releases in run {self.made.session[:8]}"
-            text += "" if self.is_bound else f", {UNBOUND}"
         return text
 
 
@@ -175,14 +210,12 @@ class StatedResult:
     """The statement of a `result.json` that signatures cover.
 
     Attributes:
-        sha256: Hash of the file.
-        weights_sha256: Digest of the final weights.
+        digests: Hashes of the file and of those next to it.
         session: Session of the run, or "" in a result of an older version.
         completed: By attempt, the completed round that it ended, both from 0.
     """
 
-    sha256: str
-    weights_sha256: str
+    digests: Digests
     session: str
     completed: Mapping[int, int]
 
@@ -207,17 +240,15 @@ class StatedResult:
         except (msgspec.MsgspecError, RecursionError, ValueError) as error:
             raise RecordError(f"{path} is damaged; copy it anew from the run.") from error
         return cls(
-            sha256=hashlib.sha256(data).hexdigest(),
-            weights_sha256=found.weights_sha256,
+            digests=Digests.of(folder, data, found.weights_sha256),
             session=found.session,
             completed={each.attempt: each.round - 1 for each in found.history},
         )
 
     def is_covered_by(self, made: Signature) -> bool:
         """Return whether a signature names this result, and a site's also this run."""
-        is_this = (made.result_sha256, made.weights_sha256) == (self.sha256, self.weights_sha256)
-        is_run = made.role == "coordinator" or self.session in ("", made.session)
-        return is_this and is_run
+        is_run = made.role == "coordinator" or self.session == made.session
+        return is_run and self.digests.are_of(made)
 
     def require_session(self) -> None:
         """Refuse the result of an older version, which names no session.
@@ -300,9 +331,8 @@ def sign_result(
             session="" if releases is None else releases.session.hex(),
             study="" if releases is None else releases.study,
             releases=0 if releases is None else len(releases.attempts),
-            result_sha256=result.sha256,
-            weights_sha256=result.weights_sha256,
             key=key.public.hex(),
+            **result.digests.fields,
         ),
         key,
     )
@@ -342,20 +372,22 @@ def require_session(folder: Path, digits: str = "") -> str:
     return result.session
 
 
-def coordinator_signature(result: bytes, weights_sha256: str, key: SigningKey) -> bytes:
+def coordinator_signature(
+    folder: Path, result: bytes, weights_sha256: str, key: SigningKey
+) -> bytes:
     """Return the file of signatures for a new result, which its coordinator alone has signed.
 
     Args:
+        folder: Folder of the run, which has all files but the result.
         result: Bytes of `result.json`.
         weights_sha256: Digest of the final weights.
         key: The coordinator's key.
+
+    Raises:
+        RecordError: A file of the folder cannot be read.
     """
-    made = Signature(
-        role="coordinator",
-        result_sha256=hashlib.sha256(result).hexdigest(),
-        weights_sha256=weights_sha256,
-        key=key.public.hex(),
-    )
+    digests = Digests.of(folder, result, weights_sha256)
+    made = Signature(role="coordinator", key=key.public.hex(), **digests.fields)
     return _to_json([_signed(made, key)])
 
 
@@ -381,7 +413,6 @@ def seen_signatures(
         SeenSignature(
             made=each,
             is_valid=each.is_valid and result is not None and result.is_covered_by(each),
-            is_bound=each.role == "coordinator" or (result is not None and result.session != ""),
             is_vouched=_is_vouched(each, directory),
         )
         for each in made
@@ -400,9 +431,7 @@ def summarize(seen: Sequence[SeenSignature], *, covers_weights: bool = True) -> 
         covers_weights: Whether the used weights are the final ones, which a result names.
     """
     valid = [
-        each.who
-        + ("" if each.is_vouched else f" (key {each.made.key[:16]}…)")
-        + ("" if each.is_bound else f" ({UNBOUND})")
+        each.who + ("" if each.is_vouched else f" (key {each.made.key[:16]}…)")
         for each in seen
         if each.is_valid and each.is_vouched is not False
     ]
@@ -458,6 +487,17 @@ def _is_vouched(made: Signature, directory: KeyDirectory | None) -> bool | None:
         return False if bytes.fromhex(made.key) in theirs else None
     known = directory.keys[made.site] if made.site < len(directory.keys) else None
     return known == bytes.fromhex(made.key)
+
+
+def _file_hash(path: Path) -> str:
+    """Return the hash of a file, or "" if there is none."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise RecordError(f"cannot read {path}: {error.strerror}.") from error
 
 
 def _read(folder: Path) -> list[Signature]:

@@ -178,10 +178,10 @@ def write_trail(path: Path, *keys: SigningKey | None, site: int = 0) -> SignedHe
 
 def test_check_follows_a_change_of_key(tmp_path: Path) -> None:
     path = tmp_path / "trail"
-    write_trail(path, None, KEYS[0], KEYS[1])
+    write_trail(path, KEYS[0], KEYS[1])
     found = check_trail(path, [KEYS[1].public])
-    assert found.keys == ("", KEYS[0].public.hex(), KEYS[1].public.hex())
-    assert found.counts == {"opened": 1, "key-changed": 2, "started": 3}
+    assert found.keys == (KEYS[0].public.hex(), KEYS[1].public.hex())
+    assert found.counts == {"opened": 1, "key-changed": 1, "started": 2}
     for trusted in ([KEYS[0].public], [KEYS[2].public], []):
         with pytest.raises(RecordError, match="not the site's present key"):
             check_trail(path, trusted)
@@ -238,6 +238,28 @@ def test_lines_of_a_forger_are_not_vouched_for_by_later_ones(tmp_path: Path) -> 
     with pytest.raises(RecordError, match="lines from 2 on are signed by the key"):
         check_trail(path, [KEYS[0].public], replaced=[KEYS[1].public])
     assert check_trail(path, [KEYS[0].public], replaced=[KEYS[2].public]).keys == found.keys
+
+
+def test_no_signature_follows_unsigned_lines_of_a_forger(tmp_path: Path) -> None:
+    path = tmp_path / "trail"
+    write_trail(path, KEYS[0])
+    # Somebody without any key puts an unsigned trail in its place.
+    path.unlink()
+    forger = AuditTrail(path, 0, None, now=lambda: NOON)
+    forger.accepted(bytes(16), "00", "train")
+    forger.close()
+    before = path.read_bytes()
+    with pytest.raises(RunError, match=r"is unsigned, .* name another file for a trail"):
+        AuditTrail(path, 0, KEYS[0])
+    assert path.read_bytes() == before
+    # A site without the rule would have signed on.
+    entry = f'{{"event":"key-changed","at":"2027-03-01T12:00:00Z","key":"{KEYS[0].public.hex()}"}}'
+    chain = HashChain(path, KEYS[0].sign)
+    chain.append(entry.encode())
+    chain.close()
+    for replaced in (None, [], [KEYS[1].public]):
+        with pytest.raises(RecordError, match="lines before 3 are unsigned"):
+            check_trail(path, [KEYS[0].public], replaced=replaced)
 
 
 def test_nothing_follows_a_line_without_the_signature_of_the_key_in_force(tmp_path: Path) -> None:

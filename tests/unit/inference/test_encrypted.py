@@ -41,6 +41,7 @@ pytest.importorskip("tenseal", reason="encrypted inference is an extra")
 from cohortium.inference.encrypted import endpoint, protocol, service
 from cohortium.inference.encrypted.answer_limit import AnswerLimit
 from cohortium.inference.encrypted.client import EncryptedClassifier
+from cohortium.inference.encrypted.head_form import WHITENED_NORM
 from cohortium.inference.encrypted.protocol import ClinicKey, EncryptedHead
 from cohortium.inference.encrypted.public_model import PublicModel, publish
 from cohortium.inference.encrypted.scheme import DEGREE, SLOTS, WORD, Scheme
@@ -196,9 +197,24 @@ def test_whitened_head_is_a_linear_layer_on_features_and_their_products(
         wanted = net.double()(torch.from_numpy(rows)).numpy()
     for row, logits in zip(rows, wanted, strict=True):
         given_to_owner = form.encode(row)
-        assert np.linalg.norm(given_to_owner) <= 70 * 2**0.5
+        assert np.linalg.norm(given_to_owner) <= 1.001 * WHITENED_NORM * 2**0.5
         outputs = weights.numpy() @ given_to_owner + bias.numpy()
         np.testing.assert_allclose(form.logits(outputs, row), logits, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("norm", [0.0, 1e-300, 1e-7, 1e-3, 70.0, 1e6])
+def test_whitened_logits_do_not_depend_on_the_features_norm(scheme: Scheme, norm: float) -> None:
+    form, weights, bias = whitened(whitened_head(9, seed=1))
+    head = EncryptedHead.of(scheme, weights.numpy(), bias.numpy())
+    key = ClinicKey.draw(scheme, head.seed)
+    direction = np.random.default_rng(3).normal(size=9)
+    row = direction * (norm / np.linalg.norm(direction))
+    answer = head.answer(key.public, key.encrypt(form.encode(row)))
+    logits = form.logits(key.decrypt(answer, form.outputs), row)
+    # An image without a feature has the biases for logits, as in the network itself.
+    plain = weights.numpy() @ form.encode(direction)
+    wanted = form.logits(plain, direction) if norm > 1e-200 else np.array(form.bias)
+    np.testing.assert_allclose(logits, wanted, rtol=1e-5)
 
 
 def test_wide_whitened_head_is_refused() -> None:
@@ -379,6 +395,22 @@ def test_biases_of_another_form_are_refused(
         EncryptedClassifier.connect(public, liar.url, None)
 
 
+def test_description_with_too_many_products_is_refused(
+    public: PublicModel, served: service.InferenceServer
+) -> None:
+    # An owner without the bound could have the clinic square its features, for gigabytes.
+    features, classes = 20_000, len(public.spec.classes)
+    lie = structs.replace(
+        served.service.description,
+        bias=[0.0] * classes,
+        features=features,
+        probe=bytes(4 * features),
+    )
+    found = pytest.raises(MessageError, match=r"asks for 200,030,000 numbers of an image")
+    with listening(evolve(served.service, description=lie)) as liar, found:
+        EncryptedClassifier.connect(public, liar.url, None)
+
+
 @frozen(eq=False)
 class _Lying(service.InferenceService):
     """A service that answers every query with the same message."""
@@ -416,7 +448,17 @@ def test_answer_of_another_form_is_refused(
 
 @pytest.mark.parametrize(
     "url",
-    ["http://example.org:80", "ftp://localhost", "localhost:80", "https://a:b", "https://a/x", ""],
+    [
+        "http://example.org:80",
+        "ftp://localhost",
+        "localhost:80",
+        "https://a:b",
+        "https://a/x",
+        "",
+        "https://[a",
+        "https://a..b:1",
+        f"https://{'a' * 64}",
+    ],
 )
 def test_url_of_another_form_is_refused(url: str) -> None:
     with pytest.raises(RequestError):
@@ -427,7 +469,7 @@ def test_urls_and_addresses() -> None:
     assert endpoint.parse_url("https://model.example") == ("https", "model.example", 443)
     assert endpoint.parse_url("http://[::1]:8080/") == ("http", "::1", 8080)
     assert endpoint.parse_listen("[::1]:0") == ("::1", 0)
-    for text in ("127.0.0.1", "a:b", ":1", "a:65536", "a:²"):
+    for text in ("127.0.0.1", "a:b", ":1", "a:65536", "a:²", "a..b:1", "a:" + "1" * 5000):
         with pytest.raises(RequestError, match="must be HOST:PORT"):
             endpoint.parse_listen(text)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
@@ -267,19 +266,80 @@ def test_volumes_are_refused() -> None:
         read_network(CNN(width=2).build(SPEC, 0), (1, 8, 8, 8))
 
 
-@given(st.binary(max_size=40), st.lists(st.binary(max_size=40), min_size=1, max_size=3))
-def test_share_survives_its_bytes(meta: bytes, chunks: list[bytes]) -> None:
-    data = party.pack(SimpleNamespace(meta=meta, share_chunks=chunks))
-    found = party.unpack(SimpleNamespace(), data)
-    assert (found.meta, found.share_chunks) == (meta, chunks)
+def chunk(numbers: bytes, total: int) -> bytes:
+    """A chunk of a share in protobuf, as the library writes it."""
+
+    def varint(value: int) -> bytes:
+        return bytes([value]) if value < 128 else bytes([value % 128 | 128, value // 128])
+
+    return b"\x08" + varint(total) + b"\x1a" + varint(len(numbers)) + numbers
+
+
+SHARES = st.builds(
+    lambda meta, parts: SimpleNamespace(
+        meta=meta, share_chunks=[chunk(part, sum(map(len, parts))) for part in parts]
+    ),
+    st.binary(max_size=40),
+    st.lists(st.binary(max_size=200), min_size=1, max_size=3),
+)
+
+
+@given(SHARES)
+def test_share_survives_its_bytes(share: SimpleNamespace) -> None:
+    data = party.pack(share)
+    own = SimpleNamespace(meta=share.meta, share_chunks=[*map(blank, share.share_chunks)])
+    assert party.unpack(SimpleNamespace(), data, own) == share
     for end in range(len(data)):
-        ends = {
-            8 + len(meta),
-            *itertools.accumulate([8 + len(meta), *(8 + len(c) for c in chunks)]),
-        }
-        if end not in ends:
-            with pytest.raises(party.SessionError):
-                party.unpack(SimpleNamespace(), data[:end])
+        with pytest.raises(party.SessionError):
+            party.unpack(SimpleNamespace(), data[:end], own)
+
+
+def blank(part: bytes) -> bytes:
+    """A chunk of the same form with other numbers."""
+    head = party.head_of(part)
+    return head + bytes(len(part) - len(head))
+
+
+@given(SHARES, SHARES)
+def test_share_of_another_form_is_refused(share: SimpleNamespace, own: SimpleNamespace) -> None:
+    forms = [
+        (each.meta, [(party.head_of(part), len(part)) for part in each.share_chunks])
+        for each in (share, own)
+    ]
+    assume(forms[0] != forms[1])
+    with pytest.raises(party.SessionError, match="no share of this value"):
+        party.unpack(SimpleNamespace(), party.pack(share), own)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        chunk(bytes(64), 128),  # the library would read 64 bytes behind the numbers
+        chunk(bytes(62), 64) + b"\x1a\x00",  # the last numbers of a message count
+        chunk(bytes(65), 65),
+    ],
+)
+def test_share_that_lies_about_its_size_is_refused(lie: bytes) -> None:
+    own = SimpleNamespace(meta=b"form", share_chunks=[chunk(bytes(64), 64)])
+    data = party.pack(SimpleNamespace(meta=b"form", share_chunks=[lie]))
+    with pytest.raises(party.SessionError, match="no share of this value"):
+        party.unpack(SimpleNamespace(), data, own)
+
+
+def test_reason_of_another_party_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    participation = sessions.Participation(
+        role="helper",
+        parties=Parties({}),
+        tls=None,
+        python=Path("python"),
+        model="",
+        network=SharedNetwork({}, {}),
+    )
+    event = {"event": "failed", "reason": "no\n\x1b[2Jserving"}
+    process: Any = None
+    with caplog.at_level("WARNING"):
+        participation._handle(process, event, None)
+    assert caplog.messages == [r"a session ended: no\n\x1b[2Jserving"]
 
 
 def write(folder: Path, text: str) -> Path:

@@ -59,11 +59,16 @@ def releases(run: Path, *attempts: tuple[int, int]) -> SiteReleases:
 
 def forged(run: Path, **fields: object) -> None:
     """Put a signature of site 1 there that its key has made, with the fields of a liar."""
+
+    def digest(name: str) -> str:
+        return hashlib.sha256((run / name).read_bytes()).hexdigest()
+
     result = json.loads((run / RESULT).read_text())
     known = {
         "role": "site", "site": 1, "session": result.get("session", ""), "study": STUDY,
-        "releases": 1, "result_sha256": hashlib.sha256((run / RESULT).read_bytes()).hexdigest(),
-        "weights_sha256": result["weights_sha256"], "key": SITE.public.hex(),
+        "releases": 1, "result_sha256": digest(RESULT),
+        "weights_sha256": result["weights_sha256"], "study_sha256": digest("study.toml"),
+        "dataset_sha256": digest("dataset.json"), "key": SITE.public.hex(),
     } | fields  # fmt: skip
     made = msgspec.convert(known, Signature)
     signature = SITE.sign(made.signed_text).hex()
@@ -112,6 +117,8 @@ def test_signatures_of_coordinator_and_sites_are_seen(run: Path) -> None:
         {"study": ""},
         {"weights_sha256": "00" * 32},
         {"result_sha256": "00" * 32},
+        {"study_sha256": "00" * 32},
+        {"dataset_sha256": ""},
         {"key": OTHER.public.hex()},
         {"key": "ff" * 32},
         {"signature": "00" * 64},
@@ -138,6 +145,32 @@ def test_signature_is_of_every_byte_of_the_result(run: Path) -> None:
         assert [seen.is_valid for seen in seen_signatures(run)] == [False]
     path.write_bytes(whole)
     assert [seen.is_valid for seen in seen_signatures(run)] == [True]
+
+
+@pytest.mark.parametrize("name", ["study.toml", "dataset.json"])
+def test_signature_is_of_the_files_that_say_what_outputs_mean(run: Path, name: str) -> None:
+    sign_result(run, LEAD)
+    path = run / name
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\n")
+    assert [seen.is_valid for seen in seen_signatures(run)] == [False]
+    path.unlink()
+    assert [seen.is_valid for seen in seen_signatures(run)] == [False]
+    path.write_bytes(whole)
+    assert [seen.is_valid for seen in seen_signatures(run)] == [True]
+
+
+def test_swapped_classes_are_not_signed(run: Path, tmp_path: Path) -> None:
+    LEAD.create(tmp_path / "lead.pem")
+    cohortium("sign", str(run), "--key", str(tmp_path / "lead.pem"))
+    path = run / "dataset.json"
+    facts = json.loads(path.read_text())
+    facts["spec"]["task"]["names"].reverse()
+    path.write_text(json.dumps(facts))
+    _, _, err = cohortium("export", str(run), "--out", str(tmp_path / "model"))
+    assert "the result is NOT validly signed by the coordinator." in err
+    with pytest.raises(RecordError, match="not valid for this result"):
+        cohortium("sign", str(run))
 
 
 def test_key_that_is_not_the_directorys_is_told(run: Path) -> None:
@@ -291,19 +324,10 @@ def test_signature_for_another_run_is_not_valid(run: Path) -> None:
         assert summarize((seen,)) == "the result is NOT validly signed by site 1."
 
 
-def test_signature_of_an_older_version_stays_readable(run: Path) -> None:
+def test_result_without_a_session_is_its_coordinators_to_sign(run: Path) -> None:
     without_session(run)
-    fields = ("key", "releases", "result_sha256", "role", "session", "site", "weights_sha256")
-    forged(run, study="", session="07" * 16)
-    (stored,) = json.loads((run / SIGNATURES).read_text())
-    del stored["study"]
-    assert sorted(stored) == sorted((*fields, "signature"))
-    (run / SIGNATURES).write_text(json.dumps([stored]))
-    (seen,) = seen_signatures(run, DIRECTORY)
-    assert (seen.is_valid, seen.is_bound) == (True, False)
-    words = "by an older version, whose result does not name its run"
-    assert str(seen).endswith(f"in run 07070707, {words}")
-    assert summarize((seen,)) == f"the result is signed by site 1 ({words})."
+    forged(run, session="07" * 16)
+    assert [seen.is_valid for seen in seen_signatures(run, DIRECTORY)] == [False]
     with pytest.raises(RequestError, match="does not name its run, as an older version wrote it"):
         sign_result(
             run,
@@ -312,20 +336,23 @@ def test_signature_of_an_older_version_stays_readable(run: Path) -> None:
             releases=SiteReleases(session=bytes(16), study="", attempts=((0, 0),)),
         )
     sign_result(run, LEAD)
-    assert [each.is_valid for each in seen_signatures(run)] == [True, True]
+    assert [each.is_valid for each in seen_signatures(run)] == [True, False]
 
 
-def test_text_of_an_older_signature_is_unchanged() -> None:
-    """Known bytes: the text that version 0.1 signed, with its fields in their order."""
+def test_text_of_a_signature_is_frozen() -> None:
+    """Known bytes: all fields but the signature, in their order."""
     made = Signature(
-        role="site", site=1, session="07" * 16, releases=3, result_sha256="aa" * 32,
-        weights_sha256="bb" * 32, key="cc" * 32,
+        role="site", site=1, session="07" * 16, study="dd" * 32, releases=3,
+        result_sha256="aa" * 32, weights_sha256="bb" * 32, study_sha256="ee" * 32,
+        dataset_sha256="ff" * 32, key="cc" * 32,
     )  # fmt: skip
     text = (
-        '{"role":"site","site":1,"session":"' + "07" * 16 + '","releases":3,"result_sha256":"'
-        + "aa" * 32 + '","weights_sha256":"' + "bb" * 32 + '","key":"' + "cc" * 32 + '"}'
+        '{"role":"site","site":1,"session":"' + "07" * 16 + '","study":"' + "dd" * 32
+        + '","releases":3,"result_sha256":"' + "aa" * 32 + '","weights_sha256":"' + "bb" * 32
+        + '","study_sha256":"' + "ee" * 32 + '","dataset_sha256":"' + "ff" * 32
+        + '","key":"' + "cc" * 32 + '"}'
     )  # fmt: skip
-    assert made.signed_text == b"cohortium result 1\x1f" + text.encode()
+    assert made.signed_text == b"cohortium result 2\x1f" + text.encode()
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,12 @@ class EncryptedClassifier:
             raise MessageError(f"the probe of {url} is not of its number of features.")
         if not (len(found.bias) in (0, found.classes) and np.isfinite(found.bias).all()):
             raise MessageError(f"{url} must give a finite bias for each output, or none.")
+        form = HeadForm.of(found)
+        if form.inputs > MAX_FEATURES or form.outputs > MAX_CLASSES:
+            raise MessageError(
+                f"{url} asks for {form.inputs:,} numbers of an image, and {MAX_FEATURES:,} are "
+                "possible."
+            )
         public.require_probe(np.frombuffer(found.probe, np.dtype("<f4")))
         return cls(public, url, tls, found, protocol.ClinicKey.draw(library, found.seed))
 

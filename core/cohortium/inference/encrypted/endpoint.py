@@ -29,7 +29,8 @@ def parse_listen(text: str) -> tuple[str, int]:
     """
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not (port.isascii() and port.isdigit() and int(port) <= _MAX_PORT):
+    is_port = port.isascii() and port.isdigit() and len(port) <= len(str(_MAX_PORT))
+    if not (colon and is_host(host) and is_port and int(port) <= _MAX_PORT):
         raise RequestError(
             f"--listen must be HOST:PORT, such as 127.0.0.1:8443, not '{text[:100]}'."
         )
@@ -45,16 +46,25 @@ def parse_url(text: str) -> tuple[str, str, int]:
     """
     try:
         parts = urlsplit(text)
-        host, port = parts.hostname, parts.port
+        host, port = parts.hostname or "", parts.port
     except ValueError:
-        host, port = None, None
-    if host is None or parts.scheme not in ("http", "https") or parts.path.strip("/"):
+        parts, host, port = urlsplit(""), "", None
+    is_service = parts.scheme in ("http", "https") and not parts.path.strip("/")
+    if not (is_service and is_host(host)):
         raise RequestError(
             f"--encrypted must be https://HOST:PORT of a service, not '{text[:100]}'."
         )
     if parts.scheme == "http":
         require_loopback(host, "use https")
     return parts.scheme, host, port or (443 if parts.scheme == "https" else 80)
+
+
+def is_host(text: str) -> bool:
+    """Return whether a text can be the name or the address of a machine."""
+    try:
+        return bool(text.encode("idna")) and text.isprintable()
+    except UnicodeError:  # an empty or long part of a name
+        return False
 
 
 def require_loopback(host: str, remedy: str) -> None:

@@ -5,20 +5,27 @@ A **linear head** takes the features x. Its answer is W·x + b.
 A **whitened head** has the logits A·M·x/‖M·x‖ + b (see `PrivateWhiteningHead`). Its squared norm is
 xᵀ·MᵀM·x, which is linear in the products of two features. So the clinic encrypts these, too, and
 the owner's part is still one linear layer: its outputs are A·M·x and the squared norm over ‖x‖. The
-clinic divides, and adds the biases, which the owner's description has.
+clinic divides, and adds the biases, which the owner's description has. These logits are the same
+for every multiple of x. So the clinic scales x to the norm `WHITENED_NORM` before it encrypts, and
+the flooding is equally small for every image.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 from attrs import field, frozen
+
+from cohortium.inference.encrypted.protocol import MAX_NORM
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cohortium.messages.encrypted import ServiceDescription
+
+WHITENED_NORM: Final = MAX_NORM / 2
+"""Norm of the features that are encrypted for a whitened head, and a bound of their products'."""
 
 
 @frozen
@@ -59,14 +66,15 @@ class HeadForm:
     def encode(self, features: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the numbers to encrypt for an image with features of shape (D,).
 
-        The products follow the features. They are divided by the features' norm, so that their norm
-        is at most that of the features.
+        For a whitened head the features are scaled to `WHITENED_NORM`, and their products follow.
+        These are divided by that norm, so that their own norm is at most as large.
         """
         if not self.is_whitened:
             return features
+        # Division first, because the factor of a tiny norm would be infinite.
+        scaled = features / (float(np.linalg.norm(features)) or 1.0) * WHITENED_NORM
         first, second = np.triu_indices(self.features)
-        products = features[first] * features[second]
-        return np.concatenate([features, products / max(float(np.linalg.norm(features)), 1e-6)])
+        return np.concatenate([scaled, scaled[first] * scaled[second] / WHITENED_NORM])
 
     def logits(
         self, outputs: NDArray[np.float64], features: NDArray[np.float64]
@@ -79,8 +87,10 @@ class HeadForm:
         """
         if not self.is_whitened:
             return outputs
-        square = outputs[-1] * np.linalg.norm(features)
+        bias = np.array(self.bias)
+        if not np.linalg.norm(features):
+            return bias  # the outputs are noise alone
         # The owner may lie, or noise may exceed a norm near zero.
-        norm = max(float(square), 1e-12) ** 0.5
-        found: NDArray[np.float64] = outputs[:-1] / norm + np.array(self.bias)
+        norm = max(float(outputs[-1]) * WHITENED_NORM, 1e-12) ** 0.5
+        found: NDArray[np.float64] = outputs[:-1] / norm + bias
         return found

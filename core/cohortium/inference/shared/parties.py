@@ -111,6 +111,6 @@ class TlsFiles:
 def _address(given: Any, name: str, path: Path) -> str:
     host, _, port = given.rpartition(":") if isinstance(given, str) else ("", "", "")
     is_port = port.isascii() and port.isdigit() and 0 < int(port[:6]) <= _MAX_PORT
-    if not host or not host.isprintable() or not is_port:
+    if not endpoint.is_host(host.strip("[]")) or not is_port:
         raise RequestError(f'{path}: {name} must be "HOST:PORT", such as {name} = "10.0.0.1:9000".')
     return str(given)

@@ -48,6 +48,12 @@ MAX_IMAGES: Final = 1 << 20
 MAX_TEXT_BYTES: Final = 1 << 16
 MAX_CHUNKS: Final = 1 << 10
 
+CONTINUED: Final = 0x80
+"""Bit of a byte that is not the last one of a number in protobuf."""
+
+NUMBERS_TAG: Final = 0x1A
+"""Tag of a chunk's numbers, in protobuf: field 3, bytes."""
+
 
 class SessionError(Exception):
     """A session that cannot continue, with a sentence for the user."""
@@ -241,11 +247,17 @@ class Session:
         """Names of the weights, in the order of the program."""
         return [each["name"] for each in self.graph["weights"]]
 
+    @property
+    def shapes(self) -> dict[str, list[int]]:
+        """Shapes of the image and the weights, in the order of the program."""
+        weights = {each["name"]: each["shape"] for each in self.graph["weights"]}
+        return {IMAGE: self.graph["image"], **weights}
+
     def _compile(self) -> Any:
         import numpy as np
         from spu.utils import frontend
 
-        shapes = [self.graph["image"], *(each["shape"] for each in self.graph["weights"])]
+        shapes = list(self.shapes.values())
         function = network(self.graph)
         options = self.spu.CompilerOptions()
         # A sum of products before their truncation could leave the ring.
@@ -317,12 +329,20 @@ class Session:
     def share(self, link: Link, runtime: Any, name: str, owner: int, value: Any) -> None:
         """Set a secret variable, whose value the party `owner` has."""
         if self.rank == owner:
-            shares = self.io.make_shares(value, self.spu.Visibility.VIS_SECRET, owner)
+            shares = self.make_shares(value, owner)
             for other in link.others:
                 link.send(other, pack(shares[other]))
             runtime.set_var(name, shares[owner])
         else:
-            runtime.set_var(name, unpack(self.spu.libspu.Share(), link.receive(owner)))
+            import numpy as np
+
+            zeros = np.zeros(self.shapes[name], np.float32)
+            own = self.make_shares(zeros, owner)[self.rank]
+            runtime.set_var(name, unpack(self.spu.libspu.Share(), link.receive(owner), own))
+
+    def make_shares(self, value: Any, owner: int) -> Any:
+        """Split a value of the party `owner`."""
+        return self.io.make_shares(value, self.spu.Visibility.VIS_SECRET, owner)
 
     def run(self, link: Link) -> None:
         """Compute the outputs of the clinic's images."""
@@ -338,7 +358,8 @@ class Session:
             own = runtime.get_var(OUTPUT)
             if self.rank == CLINIC:
                 received = [
-                    unpack(self.spu.libspu.Share(), link.receive(other)) for other in link.others
+                    unpack(self.spu.libspu.Share(), link.receive(other), own)
+                    for other in link.others
                 ]
                 found = self.io.reconstruct([own, *received])
                 self.events.report("output", values=[float(each) for each in found[0]])
@@ -352,18 +373,55 @@ def pack(share: Any) -> bytes:
     return b"".join(struct.pack("<Q", len(part)) + part for part in parts)
 
 
-def unpack(share: Any, data: bytes) -> Any:
-    """Fill a share from bytes."""
+def unpack(share: Any, data: bytes, own: Any) -> Any:
+    """Fill a share from bytes of another party.
+
+    The library believes what a share says of its size, and would read beyond the end of a short
+    one. So the share must have the form of one that this party has made.
+
+    Args:
+        share: An empty share.
+        data: What `pack` returned, from a party that may lie.
+        own: A share of a value of the same shape.
+
+    Raises:
+        SessionError: The bytes are no share of that form.
+    """
     parts: list[bytes] = []
     start = 0
     while start < len(data) and len(parts) <= MAX_CHUNKS:
         (size,) = struct.unpack_from("<Q", data.ljust(start + 8), start)
         parts.append(data[start + 8 : start + 8 + size])
         start += 8 + size
-    if start != len(data) or len(parts) < 2:  # noqa: PLR2004 - description and one chunk
-        raise SessionError("another party sends no share")
+    wanted = [bytes(own.meta), *map(bytes, own.share_chunks)]
+    if (
+        start != len(data)
+        or len(parts) != len(wanted)
+        or parts[0] != wanted[0]
+        or any(
+            len(part) != len(other) or not part.startswith(head_of(other))
+            for part, other in zip(parts[1:], wanted[1:], strict=True)
+        )
+    ):
+        raise SessionError("another party sends no share of this value; use one version of spu")
     share.meta, share.share_chunks = parts[0], parts[1:]
     return share
+
+
+def head_of(chunk: bytes) -> bytes:
+    """Return the part of the library's own chunk before its numbers.
+
+    A chunk is a message of protobuf. It has the size of the whole value and its own
+    place in it. Its numbers follow their tag and their length.
+    """
+    place = 0
+    while True:
+        tag, place = chunk[place], place + 1
+        while chunk[place] & CONTINUED:
+            place += 1
+        place += 1
+        if tag == NUMBERS_TAG:
+            return chunk[:place]
 
 
 class Events:

@@ -18,6 +18,7 @@ from cohortium.inference.shared.network import SharedNetwork, read_network
 from cohortium.inference.shared.parties import ROLES, Parties, Role, TlsFiles
 from cohortium.inference.shared.process import PartyProcess
 from cohortium.learning.preprocessing import preprocess
+from cohortium.text import escape_control_characters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,7 +107,7 @@ class Participation:
         elif event["event"] == "asked":
             process.reply(_refusal(limit, event["images"]))
         elif event["event"] == "failed":
-            _LOG.warning("a session ended: %s", event.get("reason", "a party left it"))
+            _LOG.warning("a session ended: %s", _reason(event, "a party left it"))
 
     def ask(self, images: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the outputs (N, K) for a clinic's preprocessed images (N, C, H, W).
@@ -127,12 +128,17 @@ class Participation:
                     elif event["event"] == "output":
                         outputs.append(event["values"])
                     elif event["event"] == "failed":
-                        reason = event.get("reason", reason)
+                        reason = _reason(event, reason)
             finally:
                 timer.cancel()
         if len(outputs) != len(images):
             raise RunError(f"{reason.rstrip('.')}.")
         return np.array(outputs)
+
+
+def _reason(event: Mapping[str, Any], otherwise: str) -> str:
+    """Return the reason of a failure, which may be another party's text, on one line."""
+    return escape_control_characters(event.get("reason", otherwise))
 
 
 def _refusal(limit: AnswerLimit | None, images: int) -> str | None:
