@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import datetime as dt
-import ipaddress
-import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,18 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from attrs import evolve
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from PIL import Image
 
 from cohortium.inference.classifier import Classifier
 from cohortium_descriptor import Descriptor
 from cohortium_fedsgd import FedSGD
 from cohortium_phantom import Phantom
-from tests.support import command_server
 from tests.support.federations import tiny_federation
+from tests.support.inference_services import (
+    cohortium,
+    predicted,
+    service,
+    write_certificates,
+    write_slides,
+)
 
 pytest.importorskip("tenseal", reason="encrypted inference is an extra")
 
@@ -47,11 +46,7 @@ RUNS = {
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs, the clinics' parts of them, two images, and certificates."""
     folder = tmp_path_factory.mktemp("encrypted")
-    test = DATA.load().test
-    assert test is not None
-    (folder / "slides").mkdir()
-    for number, image in enumerate(test.images):
-        Image.fromarray(image.transpose(1, 2, 0)).save(folder / "slides" / f"{number}.png")
+    write_slides(folder, DATA)
     write_certificates(folder)
     for name, (model, trainer) in RUNS.items():
         parts = {"dataset": DATA, "model": model, "trainer": trainer}
@@ -61,69 +56,13 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_certificates(folder: Path) -> None:
-    """Write an authority, and certificates with their keys of the service and of two clinics."""
-    authority = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "authority")])
-    now = dt.datetime.now(dt.UTC)
-
-    def certify(file: str, subject: x509.Name, key: ec.EllipticCurvePrivateKey) -> None:
-        is_authority = file == "ca.pem"
-        made = (
-            x509.CertificateBuilder(name, subject, key.public_key(), x509.random_serial_number())
-            .not_valid_before(now - dt.timedelta(days=1))
-            .not_valid_after(now + dt.timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=is_authority, path_length=None), critical=True)
-            .add_extension(
-                x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
-                critical=False,
-            )
-            .sign(authority, hashes.SHA256())
-        )
-        data = made.public_bytes(Encoding.PEM)
-        if not is_authority:
-            data += key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        (folder / file).write_bytes(data)
-
-    certify("ca.pem", name, authority)
-    for each in ("service", "clinic", "other"):
-        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, each)])
-        certify(f"{each}.pem", subject, ec.generate_private_key(ec.SECP256R1()))
-
-
-def cohortium(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return command_server.command(*arguments, cwd=folder, environment=os.environ)
-
-
 @contextlib.contextmanager
 def serving(folder: Path, run: str, *options: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The URL of a service in a process of its own, and the process."""
-    words = command_server.server().command("cohortium.cli", "main", "cohortium")
-    process = subprocess.Popen(
-        [*words, "serve", run, "--listen", "127.0.0.1:0", *options],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        process_group=0,
-    )
-    assert process.stderr is not None
-    try:
-        first = process.stderr.readline()
-        assert first.startswith("serving encrypted images at http"), first + process.stderr.read()
+    words = (run, "--listen", "127.0.0.1:0", *options)
+    begins = "serving encrypted images at http"
+    with service(folder, *words, begins=begins, end=signal.SIGTERM) as (first, process):
         yield first.split()[-1], process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 15)
-        process.stderr.close()
-        process.wait()
-
-
-def predicted(text: str) -> tuple[list[str], np.ndarray]:
-    rows = json.loads(text)
-    return [row["image"] for row in rows], np.array(
-        [list(row["probabilities"].values()) for row in rows]
-    )
 
 
 @pytest.mark.parametrize("run", RUNS)

@@ -12,6 +12,7 @@ import importlib.util
 import io
 import json
 import os
+import signal
 import socket
 import ssl
 import subprocess
@@ -23,7 +24,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from cohortium.catalog.networks import build_network
 from cohortium.inference.shared.network import read_network
@@ -35,9 +35,14 @@ from cohortium_dpresnet import DPResNet
 from cohortium_phantom import Phantom
 from cohortium_resnet9 import ResNet9
 from cohortium_vgg16 import VGG16
-from tests.integration.test_encrypted_inference import cohortium, predicted, write_certificates
-from tests.support import command_server
 from tests.support.federations import tiny_federation
+from tests.support.inference_services import (
+    cohortium,
+    predicted,
+    service,
+    write_certificates,
+    write_slides,
+)
 
 PYTHON = os.environ.get("COHORTIUM_SPU_PYTHON") or sys.executable
 
@@ -73,11 +78,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shared")
     federation = tiny_federation(dataset=DATA, model=MODEL, trainer="fedavg", sites=2, rounds=3)
     federation.run(folder / "run")
-    test = DATA.load().test
-    assert test is not None
-    (folder / "slides").mkdir()
-    for number, image in enumerate(test.images):
-        Image.fromarray(image.transpose(1, 2, 0)).save(folder / "slides" / f"{number}.png")
+    write_slides(folder, DATA)
     write_certificates(folder)
     write_parties(folder / "three.toml", ["clinic", "owner", "helper"])
     write_parties(folder / "two.toml", ["clinic", "owner"])
@@ -102,25 +103,9 @@ def write_parties(path: Path, roles: list[str]) -> None:
 @contextlib.contextmanager
 def serving(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     """A party in a process of its own, once it waits for the others."""
-    command = command_server.server().command("cohortium.cli", "main", "cohortium")
-    process = subprocess.Popen(
-        [*command, "serve", *words, "--spu-python", PYTHON],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        process_group=0,
-    )
-    assert process.stderr is not None
-    try:
-        first = process.stderr.readline()
-        assert first.startswith("waiting as "), first + process.stderr.read()
+    whole = (*words, "--spu-python", PYTHON)
+    with service(folder, *whole, begins="waiting as ", end=signal.SIGKILL) as (_, process):
         yield process
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)
-        process.stderr.close()
-        process.wait()
 
 
 def wait_for(process: subprocess.Popen[str], text: str) -> None:

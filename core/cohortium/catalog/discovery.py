@@ -10,12 +10,13 @@ from __future__ import annotations
 import difflib
 import os
 import traceback
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import evolve, field, frozen
 
 from cohortium.catalog.allow_list import parse_patterns
-from cohortium.catalog.distributions import entry_points_in
+from cohortium.catalog.distributions import entry_points_in, import_path_state
 from cohortium.catalog.offers import OfferReader
 from cohortium.errors import PluginError, RequestError
 from cohortium.renamed import VARIABLES
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from importlib.metadata import Distribution, EntryPoint
 
     from cohortium.catalog.allow_list import PluginPattern
+    from cohortium.catalog.distributions import PathState, UnreadableDistribution
     from cohortium.roles import Role
 
 Status = Literal["active", "blocked", "broken", "conflict", "incompatible"]
@@ -166,11 +168,30 @@ def discover(
     for old, new in VARIABLES.items():
         if old in environ:
             raise RequestError(f"{old} is called {new} now; set that instead.")
-    block, only = (
-        _listed(environ, "COHORTIUM_PLUGIN_BLOCK"),
-        _listed(environ, "COHORTIUM_PLUGIN_ALLOW"),
-    )
-    found, unreadable = entry_points_in(GROUP) if points is None else (list(points), [])
+    lists = (environ.get("COHORTIUM_PLUGIN_BLOCK", ""), environ.get("COHORTIUM_PLUGIN_ALLOW", ""))
+    if points is None:
+        return _discover_installed(*lists, import_path_state())
+    return _discover(*lists, list(points), [])
+
+
+@lru_cache(maxsize=1)
+def _discover_installed(blocked: str, allowed: str, _state: PathState) -> Catalog:
+    """Return the catalog of the installed plugins.
+
+    A command asks for it some ten times. Another state of the import path is another argument, so
+    a plugin that was installed or removed meanwhile is noticed.
+    """
+    return _discover(blocked, allowed, *entry_points_in(GROUP))
+
+
+def _discover(
+    blocked: str,
+    allowed: str,
+    found: list[EntryPoint],
+    unreadable: list[UnreadableDistribution],
+) -> Catalog:
+    block = _listed(blocked, "COHORTIUM_PLUGIN_BLOCK")
+    only = _listed(allowed, "COHORTIUM_PLUGIN_ALLOW")
     records = [
         PluginRecord(
             name=truncated(damaged.distribution),
@@ -203,8 +224,8 @@ def discover(
     return _mark_conflicts(records, offerings)
 
 
-def _listed(environ: Mapping[str, str], key: str) -> tuple[PluginPattern, ...]:
-    names = [name for name in environ.get(key, "").split(",") if name.strip()]
+def _listed(text: str, key: str) -> tuple[PluginPattern, ...]:
+    names = [name for name in text.split(",") if name.strip()]
     return parse_patterns(names, where=key)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from attrs import frozen
 
@@ -14,6 +16,27 @@ from cohortium.third_party import call_guarded
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from importlib.metadata import Distribution, EntryPoint
+
+
+PathState: TypeAlias = tuple[tuple[str | int, int], ...]
+"""Entries of the import path and their finders, with the times of their last changes."""
+
+
+def import_path_state() -> PathState:
+    """Return the state of the import path, which differs after an installation or a removal.
+
+    `importlib.metadata` itself reads a folder anew only if the folder's time has changed.
+    """
+    entries = [os.path.abspath(entry) for entry in sys.path]  # noqa: PTH100 - "" is this folder
+    finders = [(id(finder), 0) for finder in sys.meta_path]
+    return (*((entry, _changed(entry)) for entry in entries), *finders)
+
+
+def _changed(entry: str) -> int:
+    try:
+        return os.stat(entry).st_mtime_ns  # noqa: PTH116 - an entry may be no path at all
+    except (OSError, ValueError):
+        return 0
 
 
 @frozen

@@ -21,26 +21,25 @@ from attrs.validators import ge, gt, in_, le, lt
 from cohortium import parameters
 from cohortium.catalog.networks import blame_network
 from cohortium.data.multiclass import Multiclass
-from cohortium.errors import RequestError, RunError, StudyError
+from cohortium.errors import RequestError
 from cohortium.learning.candidates import Candidate, CandidateTable, Unchosen
-from cohortium.learning.evaluation import batch_length
 from cohortium.learning.optimizers import RATE
 from cohortium.learning.preprocessing import ComputedInputs, preprocess
+from cohortium.learning.rival import Rival
+from cohortium.learning.site_images import SiteImages
 from cohortium.learning.statistics_rounds import is_statistics_parameter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from numpy.typing import NDArray
-    from torch import Tensor, nn
+    from torch import nn
 
     from cohortium.crypto.randomness import Seeds
     from cohortium.data.examples import DataSpec, Examples
     from cohortium.learning.preprocessing import Features
+    from cohortium.learning.rival import TrainAlone
     from cohortium.roles.protocols import Model
-
-    TrainAlone = Callable[[Examples, Features], nn.Module]
-    """Trains a network on some of the site's examples alone, with features that are computed."""
 
 Learn = Literal["all", "head"]
 """Parameters that fine-tuning changes: all, or those of the last layer that has some."""
@@ -143,12 +142,12 @@ class FineTuning:
         known = ComputedInputs.of(model, examples.images, spec, features)
         inputs = preprocess(model, examples.images, spec, known).to(device)
         labels = torch.from_numpy(np.ascontiguousarray(examples.labels)).to(device)
-        data = _Data(inputs, labels, spec)
+        data = SiteImages(inputs, labels, spec)
         table = CandidateTable.empty(self.epochs, owners)
         everything = np.arange(len(examples))
         table.put(0, everything, data.measure(net, everything))
         _require_finite(table.losses[0])
-        rival = _Rival.of(alone, examples, known, net)
+        rival = Rival.of(alone, examples, known, net)
         for fold, held in enumerate(folds):
             train = np.setdiff1d(everything, held)
             path = self._path(_Start(net, part, model), data, train, seeds, fold)
@@ -210,7 +209,7 @@ class FineTuning:
         return tuple(np.flatnonzero(np.isin(owners, part)) for part in parts)
 
     def _path(
-        self, start: _Start, data: _Data, train: NDArray[np.intp], seeds: Seeds, number: int
+        self, start: _Start, data: SiteImages, train: NDArray[np.intp], seeds: Seeds, number: int
     ) -> Generator[nn.Module, None, None]:
         """Yield a copy of the start before the first epoch and after each one.
 
@@ -237,7 +236,7 @@ class FineTuning:
         self,
         net: nn.Module,
         part: _LearningPart,
-        data: _Data,
+        data: SiteImages,
         train: NDArray[np.intp],
         rng: np.random.Generator,
     ) -> Iterator[float]:
@@ -309,64 +308,6 @@ class FineTuned:
         return 2 if isinstance(self.net, MixedOutputs) else 1
 
 
-@frozen(eq=False, kw_only=True)
-class _Rival:
-    """The network that the site trains alone.
-
-    Attributes:
-        alone: Trains it.
-        features: The site's features.
-        net: The network of all images, or None if there is none.
-        fold_net: The network of one fold's training images.
-        reason: The reason why there is none.
-    """
-
-    alone: TrainAlone | None
-    features: Features
-    net: nn.Module | None = None
-    fold_net: nn.Module | None = None
-    reason: str = ""
-
-    @classmethod
-    def of(
-        cls, alone: TrainAlone | None, examples: Examples, features: Features, start: nn.Module
-    ) -> _Rival:
-        """Train on all images."""
-        found = cls(alone=alone, features=features)
-        if alone is None:
-            return found
-        net, reason = found._trained(examples)
-        if net is not None and _shapes(net) != _shapes(start):
-            net, reason = None, "it is of another form than the study's model"
-        return cls(alone=alone, features=features, net=net, reason=reason)
-
-    def narrowed(self, examples: Examples) -> _Rival:
-        """Train on `examples`."""
-        if self.net is None:
-            return self
-        fold_net, reason = self._trained(examples)
-        return _Rival(
-            alone=self.alone,
-            features=self.features,
-            net=None if fold_net is None else self.net,
-            fold_net=fold_net,
-            reason=reason,
-        )
-
-    def required_finite(self, losses: NDArray[np.float64]) -> _Rival:
-        """Leave the network out if it has infinite losses."""
-        if self.net is None or np.isfinite(losses).all():
-            return self
-        return _Rival(alone=self.alone, features=self.features, reason="its loss is infinite")
-
-    def _trained(self, examples: Examples) -> tuple[nn.Module | None, str]:
-        assert self.alone is not None
-        try:
-            return self.alone(examples, self.features).eval(), ""
-        except (StudyError, RunError) as error:
-            return None, str(error).rstrip(".")
-
-
 def _require_finite(losses: NDArray[np.float64]) -> None:
     """Refuse a start with which no candidate could be compared."""
     if not np.isfinite(losses).all():
@@ -377,10 +318,6 @@ def _require_finite(losses: NDArray[np.float64]) -> None:
         )
 
 
-def _shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(t.shape) for name, t in parameters.state_dict(net).items()}
-
-
 @frozen(eq=False)
 class _Start:
     """The network of which fine-tuning begins, its part that learns, and its model."""
@@ -388,48 +325,6 @@ class _Start:
     net: nn.Module
     part: _LearningPart
     model: Model
-
-
-@frozen(eq=False)
-class _Data:
-    """A site's images, prepared: inputs of shape (N, …), and their labels."""
-
-    inputs: Tensor
-    labels: Tensor
-    spec: DataSpec
-
-    def losses(self, net: nn.Module, index: Tensor) -> Tensor:
-        """Return the loss of each image at `index`, shape (B,)."""
-        return self.spec.task.losses(net(self.inputs[index]), self.labels[index], None)
-
-    def guess_loss(self) -> float:
-        """Return the mean loss of the images for outputs of zero."""
-        import torch
-
-        total = 0.0
-        for labels in torch.split(self.labels, batch_length(self.inputs)):
-            zeros = torch.zeros(len(labels), *self.spec.output_shape, device=labels.device)
-            total += float(self.spec.task.losses(zeros, labels, None).double().sum())
-        return total / len(self.labels)
-
-    def measure(
-        self, net: nn.Module, positions: NDArray[np.intp]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the loss and the score of each image at `positions`, shape (M,)."""
-        import torch
-
-        losses, scores, task = [], [], self.spec.task
-        training = net.training
-        net.eval()
-        with torch.no_grad():
-            for batch in np.array_split(positions, -(-len(positions) // batch_length(self.inputs))):
-                index = torch.from_numpy(batch).to(self.labels.device)
-                outputs, labels = net(self.inputs[index]), self.labels[index]
-                losses.append(task.losses(outputs, labels, None).double().cpu().numpy())
-                values = task.predict(outputs).cpu().numpy()
-                scores.append(task.example_scores(values, labels.cpu().numpy()))
-        net.train(training)
-        return np.concatenate(losses), np.concatenate(scores)
 
 
 @frozen

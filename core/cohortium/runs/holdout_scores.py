@@ -6,23 +6,21 @@ from attrs import frozen
 
 
 @frozen(kw_only=True)
-class SiteScores:
-    """Scores of a site on its held-out images.
+class HoldoutScores:
+    """Scores of networks on held-out images.
 
     Attributes:
-        site: Number of the site.
         images: Number of held-out images.
         metric: Name of the task's main metric, which the scores are.
         score: Main metric of the global network.
-        personal_score: Main metric of the site's own network (`Trainer.personalize`). It equals
+        personal_score: Main metric of a site's own network (`Trainer.personalize`). It equals
             `score` if the trainer has none.
-        alone_score: Main metric of a network that the site trained alone, or None without one.
-        adapted_score: Main metric of the site's network after fine-tuning, or None without one.
-        majority_share: Accuracy of always predicting the site's most frequent class. None if an
-            image has several classes.
+        majority_share: Accuracy of always predicting a site's most frequent class. None if an image
+            has several classes.
+        alone_score: Main metric of a network that a site trained alone, or None without one.
+        adapted_score: Main metric of a site's network after fine-tuning, or None without one.
     """
 
-    site: int
     images: int
     metric: str
     score: float
@@ -30,6 +28,17 @@ class SiteScores:
     majority_share: float | None
     alone_score: float | None = None
     adapted_score: float | None = None
+
+
+@frozen(kw_only=True)
+class SiteScores(HoldoutScores):
+    """Scores of one simulated site on its held-out images.
+
+    Attributes:
+        site: Number of the site.
+    """
+
+    site: int
 
     @property
     def used_score(self) -> float:
@@ -38,32 +47,16 @@ class SiteScores:
 
 
 @frozen(kw_only=True)
-class OwnScores:
+class OwnScores(HoldoutScores):
     """Scores of simulated sites on their held-out images, averaged over images.
 
     Attributes:
         sites: Number of sites that held images out.
-        images: Number of held-out images.
-        metric: Name of the task's main metric, which the scores are.
-        score: Main metric of the global network.
-        personal_score: Main metric of each site's own network. It equals `score` if the trainer
-            makes none.
-        majority_share: Accuracy of always predicting the most frequent class of a site. None if an
-            image has several classes.
-        alone_score: Main metric of networks that sites trained alone, or None without them.
-        adapted_score: Main metric of the sites' networks after fine-tuning, or None without them.
         worst_site: The site with the lowest score of the network that it uses in the end, or None
             if unknown.
         worst_score: That score.
     """
 
     sites: int
-    images: int
-    metric: str
-    score: float
-    personal_score: float
-    majority_share: float | None
-    alone_score: float | None = None
-    adapted_score: float | None = None
     worst_site: int | None = None
     worst_score: float | None = None

@@ -67,6 +67,21 @@ def test_third_party_plugin_is_discovered(install: Install) -> None:
     assert "iid" in catalog.names("partitioner")
 
 
+def test_discovery_is_made_once_for_one_state(install: Install, tmp_path: Path) -> None:
+    before = discover({})
+    assert discover({}) is before
+    assert discover({"COHORTIUM_PLUGIN_BLOCK": "cohortium:iid"}) is not before
+    install("acme-late", late=GOOD.format(name="late"))
+    after = discover({})
+    assert "late" not in before.names("partitioner")
+    assert "late" in after.names("partitioner")
+    assert discover({}) is after
+    for path in sorted((tmp_path / "acme_late-1.5.dist-info").iterdir()):
+        path.unlink()
+    (tmp_path / "acme_late-1.5.dist-info").rmdir()
+    assert "late" not in discover({}).names("partitioner")
+
+
 @pytest.mark.parametrize(
     ("source", "status", "words"),
     [

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
 from cohortium.catalog.discovery import discover
-from cohortium.data.scores import DECIMALS, metric_name
+from cohortium.inference.export.card_scores import describe_scores
+from cohortium.inference.export.markdown import plain, table
+from cohortium.inference.export.personal_card import mark
 from cohortium.runs.signatures import seen_signatures, summarize
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping
 
     from cohortium.inference.classifier import Classifier
     from cohortium.privacy.guarantee import Guarantee
@@ -39,13 +41,13 @@ def model_card(classifier: Classifier, exported: Exported) -> str:
         DataError: The run's result is damaged, or its guarantee is no guarantee.
     """
     assert classifier.result is not None, "only a complete run's model has a card"
-    title = f"# Model card: {_plain(classifier.dataset_info.name)}"
+    title = f"# Model card: {plain(classifier.dataset_info.name)}"
     sections = (
-        [title, *_mark(classifier), *_summary(classifier)],
+        [title, *mark(classifier), *_summary(classifier)],
         ["## Use", *_use(classifier, exported)],
         ["## Privacy", *_privacy(classifier)],
         ["## Data", *_data(classifier)],
-        ["## Scores", *_scores(classifier, exported)],
+        ["## Scores", *describe_scores(classifier, is_scored_anew=exported.is_scored_anew)],
         ["## Limits", *_limits(classifier)],
         ["## Reproduction", *_reproduction(classifier, exported)],
     )
@@ -67,7 +69,7 @@ def _summary(classifier: Classifier) -> Iterator[str]:
         f"sites."
     )
     if adaptation is not None:
-        return  # `_mark` tells how the weights were made
+        return  # `mark` tells how the weights were made
     if classifier.chosen is None:
         yield f"These are the weights after the last round, {classifier.rounds}."
         return
@@ -83,52 +85,8 @@ def _summary(classifier: Classifier) -> Iterator[str]:
     )
 
 
-def _mark(classifier: Classifier) -> Iterator[str]:
-    """Yield why the model must not leave, if it is personal."""
-    personal = classifier.personal
-    if personal is None:
-        return
-    yield f"> **Do not let this model leave this hospital.** It {personal.reason}."
-    found = personal.adaptation
-    start = personal.start_guarantee
-    cost = "without a guarantee" if start is None else f"with ε = {start.epsilon:.4g}"
-    if found is None:
-        yield f"It is a site's own network of the run's trainer. The run itself ended {cost}."
-        return
-    whose = "the global network" if found.start == "global" else "the site's own network"
-    made = {
-        "start": f"It is {whose} of a run {cost}.",
-        "fine-tuned": f"It began as {whose} of a run {cost}, and was fine-tuned for "
-        f"{found.choice.epochs} of at most {found.max_epochs} epochs (`{_plain(found.learn)}`) on "
-        f"{found.images:,} images of this hospital.",
-        "ensemble": f"It is the weighted mean of two networks. One began as {whose} of a run "
-        f"{cost}, was fine-tuned for {found.choice.epochs} epochs (`{_plain(found.learn)}`) on "
-        f"{found.images:,} images of this hospital, and has the weight {found.share:g}. The other "
-        "was trained on these images alone.",
-        "alone": f"The hospital trained it alone on {found.images:,} images, with the recipe of a "
-        f"run {cost}, and it has nothing of {whose} of that run.",
-    }
-    yield (
-        f"{made[found.choice.kind]} Cross-validation chose it among the candidates below, which "
-        "flatters its scores. The other rows are the best of their kind."
-    )
-    rows = [f"| candidate | {metric_name(found.metric)} | loss | |", "| --- | --- | --- | --- |"]
-    rows += [
-        f"| {found.describe(each)} | {each.score:.2%} | {each.loss:.4f} | "
-        f"{'chosen' if each is found.choice else ''} |"
-        for each in found.compared
-    ]
-    yield "\n".join(rows)
-    yield found.judging
-    yield found.reason
-    if found.warning:
-        yield f"**{found.warning}**"
-    if found.not_alone:
-        yield f"No model was trained alone: {_plain(found.not_alone)}."
-
-
 def _use(classifier: Classifier, exported: Exported) -> Iterator[str]:
-    classes = ", ".join(f"`{_plain(name)}`" for name in classifier.spec.classes)
+    classes = ", ".join(f"`{plain(name)}`" for name in classifier.spec.classes)
     yield f"Predictions are in the order of the classes: {classes}."
     low, high = classifier.spec.intensity_range
     number = "any number of images" if exported.most is None else f"{exported.most} image at a time"
@@ -174,7 +132,7 @@ def _privacy(classifier: Classifier) -> Iterator[str]:
     if guarantee.simulation:
         yield "**None: a simulation.** The noise came from a public seed, and protected nothing."
     yield f"{guarantee}."
-    yield _table(
+    yield table(
         ("term", "value"),
         (
             ("protected", f"one {guarantee.unit} ({guarantee.adjacency})"),
@@ -187,7 +145,7 @@ def _privacy(classifier: Classifier) -> Iterator[str]:
     yield from _search(classifier)
     if guarantee.assumptions:
         yield "It rests on this:"
-        yield "\n".join(f"- {_plain(sentence)}" for sentence in guarantee.assumptions)
+        yield "\n".join(f"- {plain(sentence)}" for sentence in guarantee.assumptions)
 
 
 def _search(classifier: Classifier) -> Iterator[str]:
@@ -202,14 +160,14 @@ def _search(classifier: Classifier) -> Iterator[str]:
     if not search.get("chosen"):
         yield (
             "This run was a candidate of a search for settings. Its guarantee counts the "
-            f"candidates before it, {_plain(str(search.get('candidates', '?')))}, and none after."
+            f"candidates before it, {plain(str(search.get('candidates', '?')))}, and none after."
         )
         return
     yield (
-        f"**Tuning is counted.** {_plain(str(search.get('candidates', '?')))} candidates of "
-        f"{_plain(str(search.get('rounds', '?')))} rounds came before this run, scored by "
+        f"**Tuning is counted.** {plain(str(search.get('candidates', '?')))} candidates of "
+        f"{plain(str(search.get('rounds', '?')))} rounds came before this run, scored by "
         f"{scored}. The guarantee composes them with the run, so it holds even against a party "
-        f"that saw each of them. Chosen: `{_plain(str(search.get('chosen', '?')))}`."
+        f"that saw each of them. Chosen: `{plain(str(search.get('chosen', '?')))}`."
     )
 
 
@@ -235,7 +193,7 @@ def _whom(guarantee: Guarantee) -> str:
 def _data(classifier: Classifier) -> Iterator[str]:
     facts, spec = classifier.dataset_info, classifier.spec
     patients = f" of {spec.patients:,} patients" if spec.patients else ""
-    declared = f"{_plain(facts.name)}: {spec.examples:,} training images{patients} (as declared)"
+    declared = f"{plain(facts.name)}: {spec.examples:,} training images{patients} (as declared)"
     found = None if classifier.personal is None else classifier.personal.adaptation
     if found is None:
         yield (
@@ -250,7 +208,7 @@ def _data(classifier: Classifier) -> Iterator[str]:
         none = " None of them trained this model." if found.choice.kind == "alone" else ""
         yield f"The sites of the run: {declared}.{none}"
     if facts.source:
-        yield f"Source: {_plain(facts.source)}."
+        yield f"Source: {plain(facts.source)}."
     if "partitioner" not in classifier.study:
         yield "Every site brought its own."
         return
@@ -259,85 +217,6 @@ def _data(classifier: Classifier) -> Iterator[str]:
         f"The sites were simulated: partitioner `{partitioner}` split one data set over them. "
         "Real hospitals differ in more than their labels."
     )
-
-
-def _scores(classifier: Classifier, exported: Exported) -> Iterator[str]:
-    result = classifier.result
-    assert result is not None
-    scores = result.get("scores")
-    if classifier.personal is not None:
-        yield (
-            "This model has no scores on images that it did not see and was not chosen by. Those "
-            "of the run are of its global network."
-        )
-        return
-    if scores is None:
-        yield "There were no test images, so there are no scores."
-        return
-    if classifier.chosen is not None:
-        yield "**These are of the run's last round, not of the round that was chosen here.**"
-    told = ", ".join(
-        f"{metric_name(name)} {_shown(name, value)}" for name, value in scores["metrics"].items()
-    )
-    yield f"On {classifier.dataset_info.test:,} test images: {told}.{_majority(scores)}"
-    if result.get("is_personal"):
-        yield (
-            "**They are of the global network, which this folder holds and no site of the run "
-            "uses:** its trainer makes each site a network of its own."
-        )
-    columns = list(dict.fromkeys(key for row in scores["per_class"] for key in row["metrics"]))
-    yield _table(
-        ("class", "images", *map(metric_name, columns)),
-        (
-            (
-                row["name"],
-                row["examples"],
-                *(_shown(key, row["metrics"].get(key)) for key in columns),
-            )
-            for row in scores["per_class"]
-        ),
-    )
-    yield from _groups(scores)
-    yield (
-        "They are computed again from the run's predictions for each test image, a file that "
-        "nobody signs."
-        if exported.is_scored_anew
-        else "They are as the run recorded them; nothing in its folder can prove them."
-    )
-
-
-def _groups(scores: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the main metric by centre and by group, with the worst of each."""
-    metric = next(iter(scores["metrics"]))
-    for part in scores.get("groups") or ():
-        yield f"By {_plain(part['name'])}, with intervals at 95 %:"
-        yield _table(
-            (part["name"], "images", metric_name(metric), "from", "to"),
-            (
-                (
-                    _stated(row["value"]),
-                    row["images"],
-                    *(_shown(metric, row[key]) for key in ("score", "low", "high")),
-                )
-                for row in part["rows"]
-            ),
-        )
-        if part["worst"] is not None:
-            row = part["rows"][part["worst"]]
-            chance = (
-                "Its interval lies below the score of all images."
-                if part["is_below_all"]
-                else "Its interval does not lie below the score of all images, so that chance "
-                "alone may have made it the worst."
-            )
-            yield (
-                f"**Worst {_plain(part['name'])}:** {_plain(_stated(row['value']))}, "
-                f"{_shown(metric, row['score'])} on {row['images']:,} images. {chance}"
-            )
-
-
-def _stated(value: str) -> str:
-    return value or "not stated"
 
 
 UNCOUNTED = (
@@ -381,7 +260,7 @@ def _reproduction(classifier: Classifier, exported: Exported) -> Iterator[str]:
         seen_signatures(classifier.folder), covers_weights=classifier.chosen is None
     ):
         yield f"{told[:1].upper()}{told[1:]}"
-    yield _table(("file", "SHA-256"), ((name, f"`{sha}`") for name, sha in exported.hashes.items()))
+    yield table(("file", "SHA-256"), ((name, f"`{sha}`") for name, sha in exported.hashes.items()))
     versions = classifier.result.get("versions", {})
     yield "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."
     yield "The study, as it was resolved, is `study.toml` in the run's folder."
@@ -390,37 +269,9 @@ def _reproduction(classifier: Classifier, exported: Exported) -> Iterator[str]:
 def _task_name(classifier: Classifier) -> str:
     """Return the name under which a plugin offers the task, or its class."""
     task = classifier.spec.task
-    return _plain(discover().name_of("task", task) or type(task).__name__)
-
-
-def _majority(scores: Mapping[str, Any]) -> str:
-    """Return the accuracy of always predicting the most frequent class."""
-    share = scores.get("majority_share")
-    if share is None:
-        return ""
-    return f" Calling every image the most frequent class is right for {share:.2%}."
+    return plain(discover().name_of("task", task) or type(task).__name__)
 
 
 def _name(classifier: Classifier, role: str) -> str:
-    table = classifier.study.get(role)
-    return _plain(str(table.get("name", "?"))) if isinstance(table, dict) else "?"
-
-
-def _shown(metric: str, value: float | None) -> str:
-    if value is None:
-        return "–"
-    return f"{value:.4f}" if metric in DECIMALS else f"{value:.2%}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(_plain(str(cell)) for cell in line)} |" for line in lines)
-
-
-def _plain(text: str) -> str:
-    """Return `text` as one line of plain Markdown text.
-
-    The text is from a data set or a study.
-    """
-    shown = "".join(letter if letter.isprintable() else " " for letter in text)
-    return shown.replace("|", "\\|").replace("<", "&lt;").rstrip(".")
+    part = classifier.study.get(role)
+    return plain(str(part.get("name", "?"))) if isinstance(part, dict) else "?"
