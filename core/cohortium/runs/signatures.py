@@ -29,6 +29,7 @@ from cohortium.errors import RecordError, RequestError, RunError
 from cohortium.runs.dataset_info import DATASET_INFO, read_result
 from cohortium.runs.result import RESULT
 from cohortium.storage.atomic import atomic_write
+from cohortium.storage.bounded_read import read_bounded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -343,8 +344,7 @@ def _file_hash(path: Path) -> str:
 def _read(folder: Path) -> list[Signature]:
     path = folder / SIGNATURES
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        data = read_bounded(path, _MAX_BYTES)
         found = msgspec.json.decode(data[:_MAX_BYTES], type=list[Signature])
     except FileNotFoundError:
         return []
