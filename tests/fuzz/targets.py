@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import msgspec
 import numpy as np
 from attrs import frozen
 
@@ -35,6 +36,7 @@ from cohortium.plugin import MessageError, Randomness, RefusalError, Ring
 from cohortium.rounds.coordinator import AttemptResult, Coordinator
 from cohortium.rounds.site import SimulatedSiteFactory, Site
 from cohortium.runs.prepare import PreparedStudy
+from cohortium.runs.signatures import SIGNATURES, seen_signatures, sign_result, summarize
 from cohortium.storage.append_log import FileJournal
 from cohortium.study import study_file
 from cohortium_additive import Additive
@@ -44,7 +46,7 @@ from cohortium_secagg import SecAgg
 from cohortium_secagg import _messages as secagg_messages
 from cohortium_secagg._keys import KeyPair, seal, unseal
 from cohortium_secagg._shamir import PRIME, SHARE_BYTES, LagrangeInterpolation, split
-from tests.fuzz import image_files, medical_files
+from tests.fuzz import image_files, medical_files, shared_inference
 from tests.fuzz.mutation import bent, made, mutated, stranger, tree, written
 from tests.support.federations import tiny_federation
 from tests.support.in_memory_aggregation import InMemoryAggregation
@@ -113,6 +115,10 @@ def targets(folder: Path) -> Iterator[Target]:
     yield Target("additive", run, (TooFewSitesError,), SESSIONS, weight=4)
     run = partial(_attempt, Plain(), "honest-but-curious")
     yield Target("plain", run, (TooFewSitesError,), SESSIONS, weight=4)
+    for name, case in (("share", shared_inference.share), ("text", shared_inference.text)):
+        yield Target(f"shared inference, {name}", case, shared_inference.ERRORS, weight=4)
+    run = partial(_signatures, folder / "signed")
+    yield Target("signatures", run, (RecordError,), weight=4)
     if find_spec("tenseal") is not None:
         from tests.fuzz import encrypted_inference as encrypted_sides
 
@@ -274,6 +280,31 @@ def _trail(path: Path, rng: Random) -> None:
     data = stranger(sample, rng, (b"\n", b'"', b"{", b"\0"))
     found = check_trail(_put(path, data))
     assert found.head.head.number == data.count(b"\n")
+
+
+@cache
+def _signed(folder: Path) -> bytes:
+    """A result and its signatures."""
+    folder.mkdir()
+    result = folder / "result.json"
+    result.write_text(f'{{"weights_sha256": "{"00" * 32}"}}', "utf-8")
+    for site in (None, 1):
+        sign_result(folder, SigningKey.generate(SECRET.derive("signer", site or 0)), site=site)
+    return (folder / SIGNATURES).read_bytes()
+
+
+def _signatures(folder: Path, rng: Random) -> None:
+    valid = _signed(folder)
+    tokens = (b'"', b"}", b",", b"site", b"00", b"1e9", b"null", b"[" * 3_000)
+    data = stranger(lambda _: valid, rng, tokens)
+    _put(folder / SIGNATURES, data)
+    found = seen_signatures(folder)
+    # Whoever has no key makes none of them valid.
+    own = msgspec.json.decode(valid)
+    for seen in found:
+        made_ = msgspec.to_builtins(seen.made)
+        assert not seen.is_valid or made_ in own
+    str(summarize(found))
 
 
 def _arrays(number: int) -> dict[str, bytes]:

@@ -289,6 +289,31 @@ class AdversarialNetwork:
             theirs = {peer: to[site] for peer, to in sealed.items() if site in to}
             self._forge(site, MaskedVectorRequest(self.attempt, theirs))
 
+    def prepare_apart(self, rosters: Mapping[int, Iterable[int]]) -> dict[int, dict[int, bytes]]:
+        """Unmask, and show each site another roster of the next attempt; what each has sealed."""
+        attempt = self.attempts[self.attempt]
+        following = self.attempts.setdefault(self.attempt + 1, Attempt()).prepared
+        keys = {} if following is None else following.keys
+        sealed: dict[int, dict[int, bytes]] = {}
+        for site, members in rosters.items():
+            told = {peer: keys[peer] for peer in members if peer in keys}
+            request = ConfirmedUnmaskRequest(self.attempt, dict(attempt.signed), told)
+            reply = self._forge(site, request)
+            shares = None if reply is None else decode(reply, Unmasking).next_shares
+            if shares is not None:
+                sealed[site] = shares.sealed
+        return sealed
+
+    def mask_apart(self, sealed: Mapping[int, Mapping[int, bytes]], groups: Any) -> None:
+        """Have each site mask with those of its group that have sealed shares for it."""
+        for site in sealed:
+            theirs = {
+                peer: to[site]
+                for peer, to in sealed.items()
+                if site in to and groups[peer] == groups[site]
+            }
+            self._forge(site, MaskedVectorRequest(self.attempt, theirs))
+
     def _forge(self, site: int, request: Message) -> bytes | None:
         """Ask a site for something; its reply, which does not reach the coordinator, if any."""
         ask = SiteRequest(

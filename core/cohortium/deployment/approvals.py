@@ -23,6 +23,7 @@ from cohortium.deployment.audit_trail import utc_now
 from cohortium.deployment.study_record import FORMAT, MAX_RUNS, Approval, StudyRecord
 from cohortium.errors import RefusalCode, RefusalError, RequestError, RunError
 from cohortium.storage.atomic import atomic_write, require_room, sweep
+from cohortium.storage.bounded_read import read_bounded
 from cohortium.storage.file_lock import exclusive
 from cohortium.text import is_printable
 
@@ -339,8 +340,7 @@ def _all(folder: Path) -> Iterator[StudyRecord]:
 
 def _read(path: Path) -> StudyRecord | None:
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        data = read_bounded(path, MAX_FILE_BYTES)
         record = msgspec.msgpack.decode(data[:MAX_FILE_BYTES], type=StudyRecord)
     except FileNotFoundError:
         return None

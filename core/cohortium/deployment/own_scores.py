@@ -18,6 +18,7 @@ from attrs import frozen
 from cohortium.data.scores import DECIMALS, Scores, metric_name
 from cohortium.errors import RunError
 from cohortium.storage.atomic import atomic_write
+from cohortium.storage.bounded_read import read_bounded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -138,8 +139,7 @@ def read_scores(folder: Path) -> tuple[StoredScore, ...]:
     found = []
     for path in sorted(folder.glob("*.json")):
         try:
-            with path.open("rb") as file:
-                data = file.read(MAX_SCORES_BYTES + 1)
+            data = read_bounded(path, MAX_SCORES_BYTES)
             if len(data) > MAX_SCORES_BYTES:
                 raise RunError(f"{path} is larger than {MAX_SCORES_BYTES:,} bytes.")
             found.append(msgspec.json.decode(data, type=StoredScore))

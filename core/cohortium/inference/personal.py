@@ -17,6 +17,7 @@ from cohortium.errors import DataError
 from cohortium.learning.candidates import STRICT, Candidate, Kind, Unchosen
 from cohortium.privacy.guarantee import Guarantee  # noqa: TC001 - decoded by its type
 from cohortium.runs.personal_mark import PERSONAL, is_personal
+from cohortium.storage.bounded_read import read_bounded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -273,8 +274,7 @@ def read_adaptation(folder: Path) -> Adaptation | None:
     if not is_personal(folder):
         return None
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_bounded(path, MAX_BYTES)
         if len(data) > MAX_BYTES:
             raise DataError(f"{path} is larger than {MAX_BYTES:,} bytes; adapt the model again.")
         found = msgspec.json.decode(data, type=Adaptation)

@@ -12,6 +12,7 @@ from attrs import field, frozen
 from cohortium.errors import RecordError
 from cohortium.reporting.thumbnails import overlaid, picture_uri
 from cohortium.runs.mask_examples import COLOURS, MASK_EXAMPLES, MAX_EXAMPLES, MAX_SIDE
+from cohortium.storage.bounded_read import read_bounded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,8 +48,7 @@ def mask_pictures(folder: Path) -> tuple[MaskPictures, ...]:
     """
     path = folder / MASK_EXAMPLES
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_bounded(path, MAX_BYTES)
     except FileNotFoundError:
         return ()
     except OSError as error:

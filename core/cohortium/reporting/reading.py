@@ -28,6 +28,7 @@ from cohortium.runs.history import Cell, History
 from cohortium.runs.holdout_scores import SiteScores
 from cohortium.runs.result import EVALUATION, OLDER, SITE_SCORES
 from cohortium.runs.signatures import SeenSignature, seen_signatures
+from cohortium.storage.bounded_read import read_bounded
 from cohortium.study import toml
 
 if TYPE_CHECKING:
@@ -360,8 +361,7 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes | None:
         RecordError: The file cannot be read, or is larger than `limit`.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
+        data = read_bounded(path, limit)
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -13,6 +13,7 @@ from cohortium.catalog.discovery import discover
 from cohortium.catalog.toml_tables import to_values
 from cohortium.data.examples import DataSpec
 from cohortium.errors import DataError, RequestError, StudyError
+from cohortium.storage.bounded_read import read_bounded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,8 +111,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 def _decoded(path: Path, kind: type[_Read]) -> _Read:
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_bounded(path, MAX_BYTES)
         if len(data) > MAX_BYTES:
             raise DataError(f"{path} is larger than {MAX_BYTES} bytes; copy it anew from the run.")
         return msgspec.json.decode(data, type=kind)

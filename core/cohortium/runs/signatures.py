@@ -34,6 +34,7 @@ from cohortium.errors import RecordError, RequestError, RunError
 from cohortium.runs.dataset_info import DATASET_INFO
 from cohortium.runs.result import RESULT
 from cohortium.storage.atomic import atomic_write
+from cohortium.storage.bounded_read import read_bounded
 from cohortium.text import truncate
 
 if TYPE_CHECKING:
@@ -228,8 +229,7 @@ class StatedResult:
         """
         path = folder / RESULT
         try:
-            with path.open("rb") as file:
-                data = file.read(_MAX_RESULT_BYTES + 1)
+            data = read_bounded(path, _MAX_RESULT_BYTES)
             if len(data) > _MAX_RESULT_BYTES:
                 raise RecordError(f"{path} is larger than {_MAX_RESULT_BYTES} bytes.")
             found = msgspec.json.decode(data, type=_Stated)
@@ -503,8 +503,7 @@ def _file_hash(path: Path) -> str:
 def _read(folder: Path) -> list[Signature]:
     path = folder / SIGNATURES
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
+        data = read_bounded(path, _MAX_BYTES)
         found = msgspec.json.decode(data[:_MAX_BYTES], type=list[Signature])
     except FileNotFoundError:
         return []

@@ -217,16 +217,7 @@ class Misbehaviour(RuleBasedStateMachine):
         net.open(self.everyone)
         while net.stage != "vectors" and net.move_on():
             net.deliver_all()
-        net.lie(self.told(order))
-
-    def told(self, order: int) -> dict[int, list[int]]:
-        """Survivors to name to each site, as few as may be."""
-        kept = Random(order).sample(self.everyone, self.net.floor - 1)
-        told = {}
-        for site in self.everyone:
-            others = Random(order + site).sample(self.everyone, len(self.everyone))
-            told[site] = list(dict.fromkeys([site, *kept, *others]))[: self.net.floor]
-        return told
+        net.lie(named(self.everyone, net.floor, order))
 
     @precondition(lambda self: self.net.is_active)
     @rule(order=numbers)
@@ -241,8 +232,51 @@ class Misbehaviour(RuleBasedStateMachine):
         if net.move_on():
             net.deliver_all(some)
         net.set_up_again(some, rest if order % 2 else ())
-        told = self.told(order) if order % 3 else dict.fromkeys(self.everyone, self.everyone)
+        told: Any = dict.fromkeys(self.everyone, self.everyone)
+        if order % 3:
+            told = named(self.everyone, net.floor, order)
         net.lie(dict(told) | dict.fromkeys(some, sorted(some)))
+
+    @precondition(lambda self: self.net.is_active)
+    @rule(order=numbers)
+    def prepare_two_rosters(self, order: int) -> None:
+        """Sites are shown different rosters of the next attempt, and begin it on them."""
+        begin_on_two_rosters(self.net, self.everyone, order)
+        attempt = self.net.attempts[self.net.attempt]
+        if any(view.masked for view in attempt.views):
+            event("a site masked on a roster of its own")
+
+
+def named(everyone: range, floor: int, order: int) -> dict[int, list[int]]:
+    """Survivors to name to each site, as few as may be."""
+    kept = Random(order).sample(everyone, floor - 1)
+    told = {}
+    for site in everyone:
+        others = Random(order + site).sample(everyone, len(everyone))
+        told[site] = list(dict.fromkeys([site, *kept, *others]))[:floor]
+    return told
+
+
+def begin_on_two_rosters(net: AdversarialNetwork, everyone: range, order: int) -> None:
+    """Show sites different rosters of the next attempt, and begin it, with lies about survivors."""
+    rng = Random(order)
+    net.open(everyone)
+    while net.move_on() and net.stage != "unmasking":
+        net.deliver_all()
+    net.fresh.clear()
+    some = set(rng.sample(everyone, rng.randint(1, len(everyone))))
+    rosters = {}
+    for site in everyone:
+        others = rng.sample(everyone, rng.randint(0, len(everyone)))
+        rosters[site] = sorted({site, *(everyone if site in some else others)})
+    sealed = net.prepare_apart(rosters)
+    net.open(everyone, rounds=1)
+    # Shares of another roster cost a site its part, so most are sorted.
+    net.mask_apart(sealed, rosters if order % 4 else dict.fromkeys(everyone))
+    if order % 2:
+        net.set_up_again(set(everyone) - some, some)
+    told = named(everyone, net.floor, order)
+    net.lie(told | {site: sorted(some) for site in some if order % 3})
 
 
 def content(envelope: Envelope) -> bytes:
@@ -456,6 +490,24 @@ class Small(Misbehaviour):
         self.net = AdversarialNetwork(
             SecAgg(reconstruction_threshold=3, num_shares=5), 5, adversary=self.adversary, length=32
         )
+
+
+def test_prepared_rosters_that_differ_open_one_sum(monkeypatch: Patch) -> None:
+    """The rule has teeth: without the agreement on a set, it finds a second sum."""
+
+    def play(orders: range) -> int:
+        return sum(opened(order) for order in orders)
+
+    def opened(order: int) -> bool:
+        aggregator = SecAgg(reconstruction_threshold=3, num_shares=5)
+        net = AdversarialNetwork(aggregator, 5, adversary="active", length=1)
+        begin_on_two_rosters(net, range(5), order)
+        return bool(net.attempts[net.attempt].unmasked)
+
+    assert play(range(24, 36)) > 0
+    agree_with_nobody(monkeypatch)
+    with pytest.raises(AssertionError, match="can be had"):
+        play(range(24, 36))
 
 
 FOUND_LATE = (believe_any_vector, believe_any_seed, take_any_length, leave_sealed_shares_unbound)

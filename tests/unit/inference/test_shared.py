@@ -326,6 +326,13 @@ def test_share_that_lies_about_its_size_is_refused(lie: bytes) -> None:
         party.unpack(SimpleNamespace(), data, own)
 
 
+@pytest.mark.parametrize("text", [b"[" * 30_000, b"9" * 5_000, b" " * 70_000, b"[]", b"\xff"])
+def test_message_of_another_form_is_refused(text: bytes) -> None:
+    link = party.Link(SimpleNamespace(recv=lambda _sender: text), 0, 2)
+    with pytest.raises(party.SessionError, match="no message of this protocol"):
+        link.hear(1)
+
+
 def test_reason_of_another_party_is_one_line(caplog: pytest.LogCaptureFixture) -> None:
     participation = sessions.Participation(
         role="helper",

@@ -207,7 +207,7 @@ class Link:
             if len(data) > MAX_TEXT_BYTES:
                 raise ValueError  # noqa: TRY301
             message = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             message = None
         if not isinstance(message, dict):
             raise SessionError("another party sends no message of this protocol; use one version")
