@@ -156,6 +156,8 @@ def discover(
 ) -> Catalog:
     """Find every installed plugin and load those that may be loaded.
 
+    The result is that of the last call if the two lists and the import path are the same.
+
     Args:
         environ: Environment with `COHORTIUM_PLUGIN_BLOCK` and `COHORTIUM_PLUGIN_ALLOW`. They have
             comma-separated entries in the form of `allow_list`. A plugin that either excludes is

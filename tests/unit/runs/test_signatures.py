@@ -12,9 +12,10 @@ import msgspec
 import pytest
 import tomli_w
 
-from cohortium import EvaluationPlan
+from cohortium import EvaluationPlan, Federation
 from cohortium.crypto.randomness import Randomness
 from cohortium.crypto.signing import KeyDirectory, SigningKey
+from cohortium.deployment import rehearsal
 from cohortium.deployment.audit_trail import AuditTrail
 from cohortium.errors import (
     CohortiumError,
@@ -37,6 +38,7 @@ from cohortium.runs.signatures import (
     summarize,
 )
 from tests.support.command_line import PARTS, cohortium
+from tests.support.corridor import serving
 from tests.support.federations import tiny_federation
 
 LEAD, SITE, OTHER = (SigningKey.generate(Randomness.insecure_from_seed(seed)) for seed in (1, 2, 3))
@@ -288,6 +290,31 @@ def test_site_refuses_the_result_of_another_run(run: Path, tmp_path: Path) -> No
     with pytest.raises(RequestError, match="and the site's releases are of the run"):
         sign_result(again, SITE, site=1, releases=releases(run))
     assert not (again / SIGNATURES).exists()
+
+
+def test_hospitals_countersign_their_own_runs(tmp_path: Path) -> None:
+    """Two runs of one study at servers with trails of their own, and its evaluations."""
+    study = tiny_federation(
+        rounds=2, sites=2, threads=1, holdout_fraction=0.4,
+        evaluation=EvaluationPlan(parts=("accuracy",)),
+    )  # fmt: skip
+    rehearsal.write_rehearsal(study.prepare(), tmp_path / "all", engine="inline")
+    for run in ("one", "two"):
+        with serving(tmp_path / "all") as corridor:
+            Federation.read(tmp_path / "all" / "study.toml").run(tmp_path / run, engine=corridor)
+    for folder, number in (("one", 2), ("one/evaluation", 1), ("two", 2)):
+        for site in range(2):
+            file = str(tmp_path / "all" / f"site-{site}" / "site.toml")
+            status, out, _ = cohortium("sign", str(tmp_path / folder), "--site", file)
+            assert status == 0
+            assert f"{number:,} releases in run" in out
+        seen = seen_signatures(tmp_path / folder)
+        assert [(each.who, each.is_valid) for each in seen] == [("site 0", True), ("site 1", True)]
+        session = json.loads((tmp_path / folder / RESULT).read_text())["session"]
+        assert {each.made.session for each in seen} == {session}
+        assert all(len(each.made.study) == 64 for each in seen)
+    shutil.copy(tmp_path / "one" / SIGNATURES, tmp_path / "two" / SIGNATURES)
+    assert [each.is_valid for each in seen_signatures(tmp_path / "two")] == [False, False]
 
 
 @pytest.mark.parametrize(
