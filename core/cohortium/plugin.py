@@ -86,6 +86,7 @@ from cohortium.errors import (
 )
 from cohortium.learning.augmented_loss import (
     CLASS_WEIGHTS,
+    LOGIT_ADJUSTMENT,
     MAX_COPIES,
     MIXUP_ALPHA,
     Augmentation,
@@ -196,6 +197,7 @@ __all__ = [
     "CLASS_WEIGHTS",
     "EVENT_NAMES",
     "IMAGE_SUFFIXES",
+    "LOGIT_ADJUSTMENT",
     "MAX_COPIES",
     "MIXUP_ALPHA",
     "RATE",

@@ -63,6 +63,9 @@ class Descriptor:
         bins: Bins along each axis of a histogram of two colours.
         edge_bins: Bins along each axis of a histogram of gradients.
         radii: Outer radii of the rings, ascending. 1 touches the image's sides.
+        standardize: Whether each image is brought to mean 1/2 and standard deviation 1/5, before
+            its histograms.  They no longer depend on its exposure.  `extra_features` take the
+            image as it is.
         norm: Euclidean norm of every image's features.  At 70 the customary clip of 7 cuts almost
             every gradient.  Private training of a linear layer does best there.
         center_on: Public or made-up images of the same kind, such as `phantom`.  Their mean is
@@ -91,6 +94,7 @@ class Descriptor:
     bins: int = field(default=14, validator=[ge(2), le(256)])
     edge_bins: int = field(default=8, validator=[ge(2), le(256)])
     radii: tuple[float, ...] = field(default=(0.25, 0.5, 0.75, 1.0), validator=_ascending)
+    standardize: bool = False
     norm: float = field(default=70.0, validator=[ge(1e-6), le(1e6)])
     center_on: Dataset | None = None
     whiten: float = field(default=0.0, validator=[ge(0), le(1)])

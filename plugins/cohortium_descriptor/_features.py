@@ -30,6 +30,8 @@ PIXELS_AT_ONCE: Final = 50_000
 STEEPEST: Final = 0.5
 # Slope of the curve that is applied to differences of channels.
 CONTRAST: Final = 6.0
+# Standard deviation of a standardised image.  Two and a half of them reach black and white.
+DEVIATION: Final = 0.2
 
 
 def features(images: Tensor, terms: Descriptor) -> Tensor:
@@ -50,13 +52,31 @@ def features(images: Tensor, terms: Descriptor) -> Tensor:
     if torch.compiler.is_compiling():
         # A traced program has no loop over an unknown number of images.  Its caller chooses that
         # number.
-        return _describe(_coarse(images), terms)
+        return _describe(_prepared(images, terms), terms)
     rows = images.new_empty(len(images), terms.described(images.shape[1]))
     step = max(1, PIXELS_AT_ONCE // images[0:1, 0].numel()) if len(images) else 1
     for start in range(0, len(images), step):
         part = slice(start, start + step)
-        rows[part] = _describe(_coarse(images[part]), terms)
+        rows[part] = _describe(_prepared(images[part], terms), terms)
     return rows
+
+
+def _prepared(images: Tensor, terms: Descriptor) -> Tensor:
+    """Return images of the usual size, on request with a brightness and contrast of their own."""
+    images = _coarse(images)
+    return _standardized(images) if terms.standardize else images
+
+
+def _standardized(images: Tensor) -> Tensor:
+    """Return images of mean 1/2 and deviation `DEVIATION`, cut off at 0 and 1.
+
+    All channels of an image share the scale, so that colours keep their hues.  An image of one
+    value becomes grey.
+    """
+    axes = (1, 2, 3)
+    centred = images - images.mean(axes, keepdim=True)
+    deviation = centred.square().mean(axes, keepdim=True).sqrt().clamp(min=1e-3)
+    return (centred * (DEVIATION / deviation) + 0.5).clamp(0, 1)
 
 
 def _coarse(images: Tensor) -> Tensor:

@@ -81,6 +81,7 @@ GOOD_ONES: dict[str, Any] = {
         rotations=True,
         augmentation_multiplicity=2,
         class_weights=(1.0, 2.0, 1.0, 1.0),
+        logit_adjustment=(0.0, -1.0, 0.5, 0.0),
     ),
     "fedprox": FedProx(mu=0.5),
     "fedsgd": FedSGD(augmentation_multiplicity=3, flips=True),

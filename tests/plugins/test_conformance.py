@@ -61,6 +61,16 @@ MORE: list[tuple[str, str, list[str]]] = [
         "model",
         "descriptor",
         [
+            "standardize=true",
+            "extra_features={name='scatternet'}",
+            "center_on={name='phantom',examples=32,validation=0,test=0}",
+            "components=20",
+        ],
+    ),
+    (
+        "model",
+        "descriptor",
+        [
             "center_on={name='phantom',examples=32,validation=0,test=0}",
             "whiten=0.5",
             "components=20",

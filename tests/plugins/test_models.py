@@ -84,6 +84,28 @@ def test_descriptor_is_invariant_to_flips() -> None:
     )
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_standardized_descriptor_ignores_exposure(channels: int) -> None:
+    images = 0.3 + 0.4 * torch.rand(4, channels, 28, 28)
+    darker = 0.5 * images + 0.1
+    plain, standardized = Descriptor(), Descriptor(standardize=True)
+    kept = images.clone()
+    rows = standardized.preprocess(images)
+    assert torch.equal(images, kept)
+    assert torch.allclose(rows, standardized.preprocess(darker), atol=1e-2)
+    assert not torch.allclose(plain.preprocess(images), plain.preprocess(darker), atol=1)
+    # The features of an image depend on no other image.
+    assert torch.allclose(rows[1:2], standardized.preprocess(images[1:2]), atol=1e-4)
+
+
+def test_standardized_descriptor_takes_an_image_of_one_value() -> None:
+    black, white = torch.zeros(1, 3, 28, 28), torch.ones(1, 3, 28, 28)
+    model = Descriptor(standardize=True)
+    rows = model.preprocess(torch.cat([black, white]))
+    assert torch.isfinite(rows).all()
+    assert torch.allclose(rows[0], rows[1], atol=1e-3)
+
+
 def test_descriptor_starts_at_zero_and_validates_input() -> None:
     net = Descriptor().build(SPEC, seed=3)
     assert not parameters.flatten(net).any()

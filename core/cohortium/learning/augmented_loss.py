@@ -35,6 +35,12 @@ CLASS_WEIGHTS: Any = (max_len(10_000), deep_iterable(and_(ge(1e-6), le(1e6))))
 Beyond these limits, single precision has no precision left.
 """
 
+LOGIT_ADJUSTMENT: Any = (max_len(10_000), deep_iterable(and_(ge(-100), le(100))))
+"""Validators of attrs for declared numbers that are added to logits.
+
+Beyond these limits, a class would have no probability in single precision.
+"""
+
 
 @frozen(kw_only=True)
 class Augmentation:
@@ -102,6 +108,10 @@ class AugmentedLoss:
         augmentation: Augmentation of each example, drawn again every time.
         class_weights: A *declared* factor for each class, or empty for ones.  It is never
             counted from a site's labels, which the privacy guarantee would not cover.
+        logit_adjustment: A *declared* number for each class, or empty for zeros.  The loss adds it
+            to the logit of its class, and predictions do without it (Menon et al. 2021, arXiv
+            2007.07314).  With the logarithms of the classes' shares, training aims at the mean
+            recall of the classes.  A clip of gradients weakens class weights, and leaves this.
         mixup_alpha: α of MixUp (Zhang et al. 2018).  0 mixes nothing.  Each input x of a batch
             becomes λ·x + (1 - λ)·y.  Its loss is λ times the loss towards the target of x plus
             1 - λ times the loss towards that of y.  The y are the batch in random order, and each λ
@@ -111,6 +121,7 @@ class AugmentedLoss:
 
     augmentation: Augmentation
     class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
+    logit_adjustment: tuple[float, ...] = field(default=(), validator=LOGIT_ADJUSTMENT)
     mixup_alpha: float = field(default=0.0, validator=MIXUP_ALPHA)
 
     def losses(self, task: LocalTask) -> Callable[[ExampleIndices], Tensor]:
@@ -120,22 +131,21 @@ class AugmentedLoss:
         `SitePrivatizer.set_private_gradient` takes this function.
 
         Raises:
-            StudyError: There are class weights, but not one for each class.  Or the inputs are
+            StudyError: There are class weights, but not one for each class.  Or there are logit
+                adjustments, but not one for each logit of an image or a pixel.  Or the inputs are
                 whole numbers, which MixUp cannot mix.
         """
         import torch
 
-        spec, weights = task.spec, None
-        if self.class_weights:
-            classes = len(spec.classes)
-            if len(self.class_weights) != classes:
-                raise StudyError(
-                    f"there are {len(self.class_weights)} class weights, but {classes} "
-                    "classes; give one for each, or none."
-                )
-            weights = torch.tensor(
-                self.class_weights, device=task.images.device, dtype=torch.float32
-            )
+        spec = task.spec
+        device, shape = task.images.device, spec.output_shape
+        weights = _one_each(self.class_weights, len(spec.classes), "class weight", "classes")
+        adjustment = _one_each(self.logit_adjustment, shape[0], "logit adjustment", "logits")
+        if weights is not None:
+            weights = weights.to(device)
+        if adjustment is not None:
+            # Outputs are (B, classes), or (B, classes, …) if every pixel has a class.
+            adjustment = adjustment.to(device).view(-1, *[1] * (len(shape) - 1))
         copies = self.augmentation.augmentation_multiplicity
         if self.mixup_alpha and not task.images.is_floating_point():
             kind = str(task.images.dtype).removeprefix("torch.")
@@ -161,6 +171,8 @@ class AugmentedLoss:
                     f"{len(spec.classes)} classes, "
                     "and gave others before the run; let them depend on nothing but the images."
                 )
+            if adjustment is not None:
+                outputs = outputs + adjustment
             each = spec.task.losses(outputs, labels, weights)
             if pairs is not None:
                 other = spec.task.losses(outputs, labels[pairs.partners], weights)
@@ -181,6 +193,9 @@ class AugmentedTraining:
         rotations: Whether to augment by quarter turns.
         augmentation_multiplicity: Augmented copies of an example in one step.
         class_weights: A declared factor above 0 for each class.  Empty for ones.
+        logit_adjustment: A declared number for each class, which the loss adds to its logit and
+            predictions do without.  Logarithms of the classes' shares balance rare and common
+            classes.  Empty for zeros.
         mixup_alpha: α of MixUp, which trains on convex pairs of images.  0 mixes nothing.  Refused
             under privacy of examples or patients.
     """
@@ -189,6 +204,7 @@ class AugmentedTraining:
     rotations: bool = False
     augmentation_multiplicity: int = field(default=1, validator=[ge(1), le(MAX_COPIES)])
     class_weights: tuple[float, ...] = field(default=(), validator=CLASS_WEIGHTS)
+    logit_adjustment: tuple[float, ...] = field(default=(), validator=LOGIT_ADJUSTMENT)
     mixup_alpha: float = field(default=0.0, validator=MIXUP_ALPHA)
 
     @property
@@ -207,8 +223,26 @@ class AugmentedTraining:
         return AugmentedLoss(
             augmentation=augmentation,
             class_weights=self.class_weights,
+            logit_adjustment=self.logit_adjustment,
             mixup_alpha=self.mixup_alpha,
         )
+
+
+def _one_each(declared: tuple[float, ...], number: int, what: str, of: str) -> Tensor | None:
+    """Return `number` declared numbers, shape (number,), or None if none is declared.
+
+    Raises:
+        StudyError: There are some, but not that many.
+    """
+    import torch
+
+    if not declared:
+        return None
+    if len(declared) != number:
+        raise StudyError(
+            f"there are {len(declared)} {what}s, but {number} {of}; give one for each, or none."
+        )
+    return torch.tensor(declared, dtype=torch.float32)
 
 
 @frozen(eq=False)
