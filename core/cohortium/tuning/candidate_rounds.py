@@ -41,7 +41,8 @@ def equal_noise_rounds(study: Federation, *, limit: int, price: float) -> int:
     The noise of a release grows with the number of releases n that share a budget.
     Its variance is n/D for a Rényi divergence D of the whole run.
     The server optimizer carries noise of round t into the weights with the factor Aₜ²
-    (`noise_response`), so they have the mean variance V(n) = n/D · Σ Aₜ²/n over a run.
+    (`noise_response`).
+    So they have the mean variance V(n) = n/D · Σ Aₜ²/n over a run.
     The result is the largest n with V(n) at most that of the final run.
 
     The weights of a run can move about as far as its noise does, as both are moved by equal steps.

@@ -25,8 +25,8 @@ class Tuning:
         studies: The studies among which the search chooses, by name.  They have the budget of the
             study that is tuned, and differ in other settings.
         rounds: Rounds of each candidate.  0, the default, takes as many as leave the weights as
-            noisy as those of the final run, with the same share of statistics rounds.  The best
-            rate and clip of a candidate are then about those of the final run.
+            noisy as those of the final run.  They have the final run's share of statistics rounds.
+            The best rate and clip of a candidate are then about those of the final run.
         share: ε of all candidates together, over the study's ε.  The final run has the rest, by
             composition.
         evaluation_share: The same for the sites' test images, of the ε of `[evaluation]`.  Without
