@@ -45,9 +45,10 @@ def equal_noise_rounds(study: Federation, *, limit: int, price: float) -> int:
     So they have the mean variance V(n) = n/D · Σ Aₜ²/n over a run.
     The result is the largest n with V(n) at most that of the final run.
 
-    The weights of a run can move about as far as its noise does, as both are moved by equal steps.
-    So the same rate and clip then have the same ratio of signal and noise in both runs.
-    The signal is smaller, and so is the score.
+    Noise in the weights matters by its absolute size, as an output changes with the logits.
+    In simulations, the best rate left about the same noise in the weights for any budget
+    (docs/tuning.md).  At this length, a candidate with the final run's rate does so.
+    Its weights move less far, and its score is lower.
 
     An optimizer that is not linear counts as one that adds each gradient to the weights once.
     Where rounds differ in noise, the function takes them for equal.
