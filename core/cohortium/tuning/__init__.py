@@ -2,7 +2,6 @@
 
 ```toml
 [tune]
-rounds = 24                               # of each candidate
 score = "sites"                           # or "public": public validation images
 "trainer.learning_rate" = [0.01, 0.05]    # axes as in a [grid]
 "privatizer.clip_norm" = [7.0, 35.0]

@@ -11,7 +11,10 @@ from attrs import define, field, frozen
 
 from cohortium.errors import PrivacyError, StudyError
 from cohortium.privacy.accounting import GaussianMechanism, RenyiBoundedMechanism
+from cohortium.rounds.plan_with_prior import earlier_releases
+from cohortium.runs.prepare import prepare
 from cohortium.study.search import SearchCost
+from cohortium.tuning.candidate_rounds import divergence
 from cohortium.tuning.prices import Price
 from cohortium.tuning.pricing import (
     PricedStudy,
@@ -21,10 +24,12 @@ from cohortium.tuning.pricing import (
     largest_epsilon,
     spends_of,
 )
+from cohortium.tuning.settings import GIVEN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from cohortium.data.splits import Splits
     from cohortium.federation import Federation
     from cohortium.ledger.cost import AttemptCost
     from cohortium.privacy.accounting import Mechanism
@@ -80,11 +85,6 @@ class _Images:
     delta: float
     number: CandidateNumber
     _pricer: Pricer = field(factory=Pricer, init=False)
-
-    @property
-    def tail(self) -> float:
-        """Probability of a number of candidates beyond the cap that costs little of δ."""
-        return TAIL * self.delta / (1 + math.exp(self.target))
 
     def priced(self, drawn: Sequence[str], counted: int) -> _Priced:
         """Return the price of the drawn candidates, and of any final run.
@@ -244,6 +244,35 @@ class TrainingImages(_Images):
             delta=delta,
             number=number,
         )
+
+    @classmethod
+    def alone(cls, federation: Federation, tuning: Tuning, splits: Splits) -> TrainingImages:
+        """Return the pricing of a search whose candidates are all the study itself."""
+        own = {GIVEN: PricedStudy.of(prepare(federation, loaded=splits))}
+        epsilon, delta = _budget(federation.privatizer)
+        return cls(
+            images="training",
+            short=own,
+            long=own,
+            prior=[each for found in earlier_releases(federation) for each in found.spends],
+            target=epsilon,
+            share=tuning.share,
+            delta=delta,
+            number=tuning.random_number,
+        )
+
+    def divergences(self, counted: int) -> tuple[float, float]:
+        """Return the divergence of one of `counted` equal candidates, and of the final run."""
+        ((name, final),) = self.long.items()
+        found = self.priced([name] * counted, counted)
+        spends = spends_of(self._pricer.costs(final, found.finals[name]))
+        return divergence(found.costs[name].spends), divergence(spends)
+
+
+def number_tail(privatizer: Privatizer) -> float:
+    """Return the probability of a number of candidates beyond the cap that costs little of δ."""
+    epsilon, delta = _budget(privatizer)
+    return TAIL * delta / (1 + math.exp(epsilon))
 
 
 class TestImages(_Images):

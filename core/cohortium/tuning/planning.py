@@ -11,7 +11,8 @@ from cohortium.crypto.randomness import Seeds
 from cohortium.errors import StudyError
 from cohortium.learning.evaluation import torch_threads
 from cohortium.rounds.build_run_config import run_randomness
-from cohortium.tuning.image_prices import TestImages, TrainingImages
+from cohortium.tuning.candidate_rounds import equal_noise_rounds
+from cohortium.tuning.image_prices import TestImages, TrainingImages, number_tail
 from cohortium.tuning.prepared_search import PreparedSearch
 from cohortium.tuning.prices import FinalSettings, TuningPlan
 from cohortium.tuning.studies import main_part, require_tunable
@@ -45,10 +46,11 @@ def plan_tuning(federation: Federation, tuning: Tuning) -> TuningPlan:
     assert federation.dataset is not None, "a simulation has data"
     splits = federation.dataset.load()
     scored_on = _scored_on(tuning, splits)
+    drawn, counted = _draw(federation, tuning, number)
     with torch_threads(federation.threads):
-        prepared = PreparedSearch.of(federation, tuning, splits)
+        rounds = tuning.rounds or _equal_noise_rounds(federation, tuning, splits, counted)
+        prepared = PreparedSearch.of(federation, tuning, splits, rounds)
     training = TrainingImages.of(prepared, tuning, number)
-    drawn, counted = _draw(federation, tuning, number, training.tail)
     found = training.priced(drawn, counted)
     tested = None
     if tuning.score == "sites":
@@ -60,7 +62,7 @@ def plan_tuning(federation: Federation, tuning: Tuning) -> TuningPlan:
         score=tuning.score,
         scored_on=scored_on,
         number=tuning.number,
-        rounds=tuning.rounds,
+        rounds=rounds,
         drawn=drawn,
         counted=counted,
         epsilon=found.epsilon,
@@ -109,8 +111,17 @@ def _scored_on(tuning: Tuning, splits: Splits) -> str:
     )
 
 
+def _equal_noise_rounds(
+    federation: Federation, tuning: Tuning, splits: Splits, counted: int
+) -> int:
+    """Return the rounds of a candidate, by the study's own settings."""
+    candidate, final = TrainingImages.alone(federation, tuning, splits).divergences(counted)
+    limit = min(each.rounds for each in tuning.studies.values())
+    return equal_noise_rounds(federation, limit=limit, price=candidate / final)
+
+
 def _draw(
-    federation: Federation, tuning: Tuning, number: CandidateNumber, tail: float
+    federation: Federation, tuning: Tuning, number: CandidateNumber
 ) -> tuple[tuple[str, ...], int]:
     """Return the names of the candidates to run, and the number that counts.
 
@@ -125,6 +136,6 @@ def _draw(
         places = sorted(rng.choice(len(names), tuning.candidates, replace=False).tolist())
         return tuple(names[place] for place in places), len(places)
     stream = run_randomness(federation).stream("tuning")
-    most = number.cap(tail)
+    most = number.cap(number_tail(federation.privatizer))
     count = number.draw(float(stream.uniform(1)[0]), most)
     return tuple(names[stream.below(len(names))] for _ in range(count)), most

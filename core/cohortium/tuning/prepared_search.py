@@ -44,8 +44,10 @@ class PreparedSearch:
     warnings: tuple[str, ...]
 
     @classmethod
-    def of(cls, federation: Federation, tuning: Tuning, splits: Splits) -> PreparedSearch:
-        """Prepare every candidate and every possible final run."""
+    def of(
+        cls, federation: Federation, tuning: Tuning, splits: Splits, rounds: int
+    ) -> PreparedSearch:
+        """Prepare every candidate of `rounds`, and every possible final run."""
         short, long, short_tests, long_tests = {}, {}, {}, {}
         told: list[str] = []
         finals = dict(tuning.studies)
@@ -78,7 +80,7 @@ class PreparedSearch:
                     long_tests[name] = tested(study, name, is_final=True)
                 if name == GIVEN:
                     continue
-                brief = shortened(study, tuning, main_part(splits))
+                brief = shortened(study, tuning, main_part(splits), rounds)
                 ready = prepare(brief, loaded=splits)
                 short[name] = PricedStudy.of(ready)
                 if brief.evaluation is not None:

@@ -24,7 +24,9 @@ class Tuning:
     Attributes:
         studies: The studies among which the search chooses, by name.  They have the budget of the
             study that is tuned, and differ in other settings.
-        rounds: Rounds of each candidate.
+        rounds: Rounds of each candidate.  0, the default, takes as many as leave the weights as
+            noisy as those of the final run.  They have the final run's share of statistics rounds.
+            The best rate and clip of a candidate are then about those of the final run.
         share: ε of all candidates together, over the study's ε.  The final run has the rest, by
             composition.
         evaluation_share: The same for the sites' test images, of the ε of `[evaluation]`.  Without
@@ -39,7 +41,7 @@ class Tuning:
     """
 
     studies: Mapping[str, Federation] = field(repr=False)
-    rounds: int = field(validator=ge(1))
+    rounds: int = field(default=0, validator=ge(0))
     share: float = field(default=0.2, validator=[gt(0), lt(1)])
     evaluation_share: float = field(default=0.5, validator=[gt(0), lt(1)])
     score: ScoredBy = field(default="sites", validator=in_(("sites", "public")))

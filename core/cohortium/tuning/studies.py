@@ -10,6 +10,7 @@ import attrs
 from cohortium.errors import StudyError
 from cohortium.study.measurement import EvaluationPlan
 from cohortium.study.search import CountedReleases, Search, SearchCost
+from cohortium.tuning.candidate_rounds import shorten
 from cohortium.tuning.pricing import has_epsilon, with_epsilon
 from cohortium.tuning.settings import GIVEN
 
@@ -35,14 +36,14 @@ def candidate_evaluation(study: Study, part: str) -> EvaluationPlan:
     return attrs.evolve(plan, every=0, parts=(part,), by=())
 
 
-def shortened(study: Federation, tuning: Tuning, part: str) -> Federation:
-    """Return the study of a candidate, before its ε is known."""
+def shortened(study: Federation, tuning: Tuning, part: str, rounds: int) -> Federation:
+    """Return the study of a candidate of `rounds`, before its ε is known."""
     is_public = tuning.score == "public"
     return attrs.evolve(
-        study,
-        rounds=tuning.rounds,
+        study if tuning.rounds else shorten(study, rounds),
+        rounds=rounds,
         # Scored after the last round alone.
-        evaluate_every=tuning.rounds if is_public else 0,
+        evaluate_every=rounds if is_public else 0,
         evaluation=None if is_public else candidate_evaluation(study, part),
         observers=(),
     )
@@ -54,7 +55,7 @@ def candidate_study(tuning: Tuning, plan: TuningPlan, number: int, part: str) ->
     It has the settings of that candidate.  Its guarantee counts the candidates before it.
     """
     before = plan.drawn[:number]
-    short = shortened(tuning.studies[plan.drawn[number]], tuning, part)
+    short = shortened(tuning.studies[plan.drawn[number]], tuning, part, plan.rounds)
     evaluation = short.evaluation
     if evaluation is not None:
         evaluation = attrs.evolve(evaluation, epsilon=plan.evaluation_epsilon)
