@@ -154,11 +154,11 @@ class Descriptor:
 
         Each has the shape (N, …).
         """
-        from cohortium_descriptor._features import features, part_features
+        from cohortium_descriptor._features import features
 
-        blocks = [features(images, self)]
+        blocks = features(images, self, self.parts)
         if self.parts is not None:
-            blocks.append(scale_to_norm(part_features(images, self, self.parts), self.norm))
+            blocks[1] = scale_to_norm(blocks[1], self.norm)
         if self.extra_features is not None:
             blocks.append(self.extra_features.preprocess(images).flatten(1))
         return blocks

@@ -20,7 +20,7 @@ from torch.nn import functional
 from cohortium.plugin import StudyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
 
     from cohortium.plugin import Model
     from cohortium_descriptor import Descriptor
@@ -41,53 +41,34 @@ STEEPEST: Final = 0.5
 CONTRAST: Final = 6.0
 
 
-def features(images: Tensor, terms: Descriptor) -> Tensor:
-    """Describe each image by itself, in rings around its centre.
+def features(images: Tensor, terms: Descriptor, parts: Model | None = None) -> list[Tensor]:
+    """Describe each image by itself, in rings around its centre and in its parts.
 
     Args:
         images: Shape (N, C, H, W), values in [0, 1], any number of channels.
         terms: The constants.
+        parts: The model that gives the shares of K parts in each pixel.  Its images are averaged
+            down as those of the histograms are.
 
     Returns:
-        Features, shape (N, D), D = `terms.described(C)`.  Every row has the norm `terms.norm`.
+        Features in the rings, shape (N, D), D = `terms.described(C)`.  Every row has the norm
+        `terms.norm`.  With `parts`, features in them follow, which have K in place of the number of
+        rings.  Their rows have this norm, or less where a part is nearly absent.
 
     Raises:
+        StudyError: The model of the parts gives another shape.
         ValueError: A side is shorter than `MIN_SIDE`.
     """
-    return _in_batches(lambda some: _describe(some, _rings(some, terms), terms), images)
-
-
-def part_features(images: Tensor, terms: Descriptor, parts: Model) -> Tensor:
-    """Describe each image by itself, in its parts.
-
-    Args:
-        images: Shape (N, C, H, W), values in [0, 1].
-        terms: The constants.
-        parts: The model that gives the shares of K parts in each pixel, from images that are
-            averaged down as those of the histograms are.
-
-    Returns:
-        Features, shape (N, D), where D has K in place of the number of rings.  A row has the norm
-        `terms.norm`, or less where a part is nearly absent.
-
-    Raises:
-        StudyError: The model gives another shape.
-        ValueError: A side is shorter than `MIN_SIDE`.
-    """
-    return _in_batches(lambda some: _describe(some, _parts(some, parts), terms), images)
-
-
-def _in_batches(describe: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """Return `describe` of all images, averaged down, a few at a time."""
     if min(images.shape[2:]) < MIN_SIDE:
         raise ValueError(f"the descriptor needs images of at least {MIN_SIDE} pixels a side")
     if torch.compiler.is_compiling():
         # A traced program has no loop over an unknown number of images.  Its caller chooses that
         # number.
-        return describe(_coarse(images))
+        return _describe(_coarse(images), terms, parts)
     step = max(1, PIXELS_AT_ONCE // images[0:1, 0].numel()) if len(images) else 1
-    # Without images, one empty batch has the number of features.
-    return torch.cat([describe(_coarse(some)) for some in torch.split(images, step)])
+    # Without images, one empty batch has the numbers of features.
+    batches = [_describe(_coarse(some), terms, parts) for some in torch.split(images, step)]
+    return [torch.cat(blocks) for blocks in zip(*batches, strict=True)]
 
 
 def _coarse(images: Tensor) -> Tensor:
@@ -96,17 +77,25 @@ def _coarse(images: Tensor) -> Tensor:
     return functional.avg_pool2d(images, factor) if factor > 1 else images
 
 
-def _describe(images: Tensor, regions: Tensor, terms: Descriptor) -> Tensor:
-    """Return features, shape (n, D), of images of shape (n, C, H, W).
-
-    `regions` are the weights of the P pixels in R regions, (P, R) for all images or (n, P, R).
-    """
+def _describe(images: Tensor, terms: Descriptor, parts: Model | None) -> list[Tensor]:
+    """Return blocks of features, each (n, D), of images of shape (n, C, H, W)."""
     colours = [_soft_bins(plane, terms.bins) for plane in _planes(images)]  # (n, P, bins)
     slope, outward = _gradients(images)
     steep, radial, bright = (
         _soft_bins(plane, terms.edge_bins) for plane in (slope, outward, images.mean(1).flatten(1))
     )
     pairs = [*combinations(colours, 2), (steep, radial), (steep, bright)]
+    regions = [_rings(images, terms)] + ([] if parts is None else [_parts(images, parts)])
+    return [_histograms(pairs, some, terms) for some in regions]
+
+
+def _histograms(
+    pairs: Sequence[tuple[Tensor, Tensor]], regions: Tensor, terms: Descriptor
+) -> Tensor:
+    """Return square roots of the joint histograms of pairs of bins, in each region, (n, D).
+
+    `regions` are the weights of the P pixels in R regions, (P, R) for all images or (n, P, R).
+    """
     shares = [_joint(left, right, regions) for left, right in pairs]
     # Each histogram sums to 1.  So its square root has norm 1, and a row has the root of their
     # number.

@@ -14,7 +14,7 @@ from cohortium.learning.pretraining import augment
 from cohortium.plugin import DataSpec, Model, Multiclass, StudyError
 from cohortium_cnn import CNN
 from cohortium_descriptor import Descriptor
-from cohortium_descriptor._features import features, part_features
+from cohortium_descriptor._features import features
 from cohortium_phantom import Phantom, PhantomFields
 from cohortium_pretrained import Pretrained
 from cohortium_resnet18 import ResNet18
@@ -44,6 +44,10 @@ class FixedParts:
     def build(self, spec: DataSpec, seed: int) -> nn.Module:
         """Refuse: these are parts alone."""
         raise NotImplementedError
+
+
+def part_features(images: Tensor, terms: Descriptor, parts: Model) -> Tensor:
+    return features(images, terms, parts)[1]
 
 
 def _cells() -> Tensor:
@@ -174,7 +178,7 @@ def test_descriptor_joins_parts_and_extra_features() -> None:
     assert rows.shape == (48, 20)
     assert torch.allclose(rows.norm(dim=1), torch.full((48,), 70.0), rtol=1e-4)
     blocks = model._blocks(_cells())
-    assert torch.equal(blocks[0], features(_cells(), model))
+    assert torch.equal(blocks[0], features(_cells(), model)[0])
     assert [block.shape[1] for block in blocks] == [model.described(3), 3 * (3 * 196 + 2 * 64), 48]
     without = evolve(model, parts=None).preprocess(_cells())
     assert float((rows - without).norm(dim=1).max()) > 1
