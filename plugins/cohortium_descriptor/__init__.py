@@ -64,8 +64,8 @@ class Descriptor:
         edge_bins: Bins along each axis of a histogram of gradients.
         radii: Outer radii of the rings, ascending. 1 touches the image's sides.
         standardize: Whether each image is brought to mean 1/2 and standard deviation 1/5, before
-            its histograms.  They no longer depend on its exposure.  `extra_features` take the
-            image as it is.
+            its histograms.  They no longer depend on its exposure.  `extra_features` and `parts`
+            take the image as it is.
         norm: Euclidean norm of every image's features.  At 70 the customary clip of 7 cuts almost
             every gradient.  Private training of a linear layer does best there.
         center_on: Public or made-up images of the same kind, such as `phantom`.  Their mean is
@@ -77,6 +77,10 @@ class Descriptor:
             they had it.  With so few images, smaller variances are chance.
         extra_features: Another model whose prepared images are features, too, such as `pretrained`.
             Over `center_on` they vary as much as the histograms do.
+        parts: A model whose prepared images are the shares of parts in each pixel, such as
+            `pretrained` on images with masks.  The histograms are taken in each part, too, over
+            images averaged down to about 28 pixels a side.  Over `center_on` they vary as much as
+            those in the rings do.
         components: Number of directions kept: those in which the features of `center_on` vary most.
             0 keeps every feature.
         private_whitening: Whether to whiten once more, by the second moments of the training
@@ -85,10 +89,10 @@ class Descriptor:
             had it.
 
     Guarantees:
-        The features of an image depend on that image, on these constants and on `center_on` alone.
-        So they cost no privacy where the images of `center_on` do not.  The second moments that
-        `private_whitening` takes from training images reach the network through clipped gradients
-        alone.
+        The features of an image depend on that image, on these constants, on `center_on`, and on
+        `parts` and `extra_features`.  So they cost no privacy where the images of `center_on` and
+        of those models do not.  The second moments that `private_whitening` takes from training
+        images reach the network through clipped gradients alone.
     """
 
     bins: int = field(default=14, validator=[ge(2), le(256)])
@@ -100,6 +104,7 @@ class Descriptor:
     whiten: float = field(default=0.0, validator=[ge(0), le(1)])
     variance_floor: float = field(default=1e-3, validator=[ge(1e-12), le(1)])
     extra_features: Model | None = None
+    parts: Model | None = None
     components: int = field(default=0, validator=[ge(0), le(MAX_FEATURES)])
     private_whitening: bool = False
     private_variance_floor: float = field(default=3e-3, validator=[ge(1e-12), le(1)])
@@ -107,10 +112,9 @@ class Descriptor:
     def __attrs_post_init__(self) -> None:
         """Refuse to whiten without public images."""
         require_public_images(self.center_on, whiten=self.whiten, components=self.components)
-        if self.extra_features is not None and not self.components:
-            raise ValueError(
-                "extra_features needs components, the number of features to make of all."
-            )
+        for key in ("extra_features", "parts"):
+            if getattr(self, key) is not None and not self.components:
+                raise ValueError(f"{key} needs components, the number of features to make of all.")
 
     def dimension(self, channels: int) -> int:
         """Return D, the number of features of an image with `channels` channels."""
@@ -150,15 +154,18 @@ class Descriptor:
         return scale_to_norm(self._whitening(blocks, images.shape[1]), self.norm)
 
     def _blocks(self, images: Tensor) -> list[Tensor]:
-        """Return histograms, and features of the extra model, each (N, …)."""
+        """Return histograms in rings, those in parts and features of the extra model.
+
+        Each has the shape (N, …).
+        """
         from cohortium_descriptor._features import features
 
-        beside = (
-            []
-            if self.extra_features is None
-            else [self.extra_features.preprocess(images).flatten(1)]
-        )
-        return [features(images, self), *beside]
+        blocks = features(images, self, self.parts)
+        if self.parts is not None:
+            blocks[1] = scale_to_norm(blocks[1], self.norm)
+        if self.extra_features is not None:
+            blocks.append(self.extra_features.preprocess(images).flatten(1))
+        return blocks
 
     @cached_property
     def _whitening(self) -> PublicWhitening:

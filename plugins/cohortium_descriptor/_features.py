@@ -17,7 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cohortium.plugin import StudyError
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cohortium.plugin import Model
     from cohortium_descriptor import Descriptor
 
 # The constants below were chosen at this size.  Larger images are averaged down towards it.
@@ -26,6 +31,10 @@ MIN_SIDE: Final = 8
 # Width of the rings' borders, in units of their radii.
 SOFTNESS: Final = 1 / 14
 PIXELS_AT_ONCE: Final = 50_000
+# Axes of the shares of parts: images, parts, height and width.
+PLANES: Final = 4
+# Pixels below which a part has less weight.  Colours of so few are chance.
+LEAST: Final = 4.0
 # Image gradients of half the brightness range per pixel and more share the last bin.
 STEEPEST: Final = 0.5
 # Slope of the curve that is applied to differences of channels.
@@ -34,17 +43,22 @@ CONTRAST: Final = 6.0
 DEVIATION: Final = 0.2
 
 
-def features(images: Tensor, terms: Descriptor) -> Tensor:
-    """Describe each image by itself.
+def features(images: Tensor, terms: Descriptor, parts: Model | None = None) -> list[Tensor]:
+    """Describe each image by itself, in rings around its centre and in its parts.
 
     Args:
         images: Shape (N, C, H, W), values in [0, 1], any number of channels.
         terms: The constants.
+        parts: The model that gives the shares of K parts in each pixel.  Its images are averaged
+            down as those of the histograms are.
 
     Returns:
-        Features, shape (N, D), D = `terms.described(C)`.  Every row has the norm `terms.norm`.
+        Features in the rings, shape (N, D), D = `terms.described(C)`.  Every row has the norm
+        `terms.norm`.  With `parts`, features in them follow, which have K in place of the number of
+        rings.  Their rows have this norm, or less where a part is nearly absent.
 
     Raises:
+        StudyError: The model of the parts gives another shape.
         ValueError: A side is shorter than `MIN_SIDE`.
     """
     if min(images.shape[2:]) < MIN_SIDE:
@@ -52,19 +66,11 @@ def features(images: Tensor, terms: Descriptor) -> Tensor:
     if torch.compiler.is_compiling():
         # A traced program has no loop over an unknown number of images.  Its caller chooses that
         # number.
-        return _describe(_prepared(images, terms), terms)
-    rows = images.new_empty(len(images), terms.described(images.shape[1]))
+        return _describe(_coarse(images), terms, parts)
     step = max(1, PIXELS_AT_ONCE // images[0:1, 0].numel()) if len(images) else 1
-    for start in range(0, len(images), step):
-        part = slice(start, start + step)
-        rows[part] = _describe(_prepared(images[part], terms), terms)
-    return rows
-
-
-def _prepared(images: Tensor, terms: Descriptor) -> Tensor:
-    """Return images of the usual size, on request with a brightness and contrast of their own."""
-    images = _coarse(images)
-    return _standardized(images) if terms.standardize else images
+    # Without images, one empty batch has the numbers of features.
+    batches = [_describe(_coarse(some), terms, parts) for some in torch.split(images, step)]
+    return [torch.cat(blocks) for blocks in zip(*batches, strict=True)]
 
 
 def _standardized(images: Tensor) -> Tensor:
@@ -85,19 +91,31 @@ def _coarse(images: Tensor) -> Tensor:
     return functional.avg_pool2d(images, factor) if factor > 1 else images
 
 
-def _describe(images: Tensor, terms: Descriptor) -> Tensor:
-    """Return features, shape (n, D), of images of shape (n, C, H, W)."""
-    rings = _rings(images, terms)  # (P, R)
+def _describe(images: Tensor, terms: Descriptor, parts: Model | None) -> list[Tensor]:
+    """Return blocks of features, each (n, D), of images of shape (n, C, H, W)."""
+    regions = [_rings(images, terms)] + ([] if parts is None else [_parts(images, parts)])
+    if terms.standardize:
+        images = _standardized(images)
     colours = [_soft_bins(plane, terms.bins) for plane in _planes(images)]  # (n, P, bins)
     slope, outward = _gradients(images)
     steep, radial, bright = (
         _soft_bins(plane, terms.edge_bins) for plane in (slope, outward, images.mean(1).flatten(1))
     )
     pairs = [*combinations(colours, 2), (steep, radial), (steep, bright)]
-    shares = [_joint(left, right, rings) for left, right in pairs]
+    return [_histograms(pairs, some, terms) for some in regions]
+
+
+def _histograms(
+    pairs: Sequence[tuple[Tensor, Tensor]], regions: Tensor, terms: Descriptor
+) -> Tensor:
+    """Return square roots of the joint histograms of pairs of bins, in each region, (n, D).
+
+    `regions` are the weights of the P pixels in R regions, (P, R) for all images or (n, P, R).
+    """
+    shares = [_joint(left, right, regions) for left, right in pairs]
     # Each histogram sums to 1.  So its square root has norm 1, and a row has the root of their
     # number.
-    unit = math.sqrt(len(pairs) * rings.shape[1])
+    unit = math.sqrt(len(pairs) * regions.shape[-1])
     return torch.cat(shares, dim=1).sqrt_().mul_(terms.norm / unit)
 
 
@@ -161,6 +179,22 @@ def _rings(images: Tensor, terms: Descriptor) -> Tensor:
     return weights / weights.sum(0)
 
 
+def _parts(images: Tensor, parts: Model) -> Tensor:
+    """Return weights of the P pixels in the K parts of each image, shape (n, P, K).
+
+    The weights of a part add up to 1, or to less where it has fewer than `LEAST` pixels.
+    """
+    shares = parts.preprocess(images)
+    if shares.ndim != PLANES or shares.shape[2:] != images.shape[2:]:
+        raise StudyError(
+            "model 'descriptor': parts must give the shares of parts in each pixel, (images, "
+            f"parts, height, width), of images of shape {tuple(images.shape)}, and gave "
+            f"{tuple(shares.shape)}; use 'pretrained' on images with masks."
+        )
+    pixels = shares.flatten(2).transpose(1, 2)  # (n, P, K)
+    return pixels / pixels.sum(1, keepdim=True).clamp(min=LEAST)
+
+
 def _soft_bins(plane: Tensor, bins: int) -> Tensor:
     """Return the shares of two neighbouring bins in each value.
 
@@ -171,10 +205,10 @@ def _soft_bins(plane: Tensor, bins: int) -> Tensor:
     return (place - middles).abs_().neg_().add_(1).clamp_(min=0)
 
 
-def _joint(left: Tensor, right: Tensor, rings: Tensor) -> Tensor:
-    """Return joint histograms in each ring, shape (n, R * A * B).
+def _joint(left: Tensor, right: Tensor, regions: Tensor) -> Tensor:
+    """Return joint histograms in each region, shape (n, R * A * B).
 
-    The bins are (n, P, A) and (n, P, B).
+    The bins are (n, P, A) and (n, P, B), the regions (P, R) or (n, P, R).
     """
-    weighted = left.unsqueeze(2) * rings[None, :, :, None]  # (n, P, R, A)
+    weighted = left.unsqueeze(2) * regions.unsqueeze(-1)  # (n, P, R, A)
     return torch.bmm(weighted.flatten(2).transpose(1, 2), right).flatten(1)

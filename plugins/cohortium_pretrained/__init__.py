@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from attrs import field, frozen
+from attrs import field, fields, frozen
 from attrs.validators import ge, in_, le, lt
 
 from cohortium.plugin import (
@@ -50,16 +50,27 @@ MAX_REFERENCES = 1500
 """Images from which the variation of features is computed.  More would improve it little."""
 
 
+FEATURE_PARAMETERS = (
+    "trainable", "stages", "squares", "norm", "whiten", "variance_floor", "components",
+    "private_whitening", "private_variance_floor",
+)  # fmt: skip
+"""Parameters without a meaning for a network that is trained on masks."""
+
+
 @frozen(kw_only=True)
 class Pretrained:
     """A convolutional network that is trained on `images` with their labels, once.
 
     The run then trains a new linear head, from zero, and the layers that `trainable` names.
 
+    Where `images` have masks, the prepared images are the shares of the masks' classes in each
+    pixel.  They are for the `parts` of `descriptor`, and no head is trained on them.
+
     Attributes:
-        images: Public or made-up images with labels of any kind, such as `phantom`.
-        network: The model that is trained: `dpresnet`, `resnet9` or `resnet18`.  Without one, a
-            small network of the plugin's own is trained.
+        images: Public or made-up images with labels of any kind, such as `phantom`.  Or images with
+            masks, such as `phantom-fields`.
+        network: The model that is trained: `dpresnet`, `resnet9` or `resnet18`, and for masks
+            `unet`.  Without one, a small network of the plugin's own is trained, for labels alone.
         trainable: "head": the network stays fixed.  The head sees the averages of its last maps
             over rings and quarter turns, at one norm.  "norms": the head, and the scales and shifts
             of the normalisation layers.  "everything": the training starts from the network.
@@ -130,14 +141,22 @@ class Pretrained:
         """Return features (N, F) of images (N, C, H, W), or network inputs.
 
         F is `components`, or three times the number of averaged maps, or six times with `squares`.
+        After a training on masks of K classes, the result is the classes' shares in each pixel,
+        (N, K, H, W).
 
         The images are in [0, 1].  If they have another number of channels than `images`, they are
         converted to grey.
 
         Raises:
-            StudyError: The images are volumes.
+            StudyError: The images are volumes.  Or the network is trained on masks, and a parameter
+                is for features.
         """
         _require_axes(images.shape[2:])
+        net, learned = self._trained
+        if _has_masks(learned):
+            from cohortium_pretrained._network import pixel_shares
+
+            return pixel_shares(net, self._inputs(images))
         if self.trainable != "head":
             return self._inputs(images)
         rows = self._features(images)
@@ -149,6 +168,9 @@ class Pretrained:
         """Build the linear layer, or the network with it.
 
         The layer starts at zero and needs no seed.
+
+        Raises:
+            StudyError: The network is trained on masks.
         """
         import torch
         from torch import nn
@@ -156,11 +178,16 @@ class Pretrained:
         # A caller that builds it without content needs its size alone, and has not agreed to a
         # training.
         is_bare = torch.empty(0).device.type == "meta"
-        trained, channels = (self._untrained(spec), spec.channels) if is_bare else self._trained
+        trained, learned = (self._untrained(spec), spec) if is_bare else self._trained
+        if _has_masks(learned):
+            raise StudyError(
+                "model 'pretrained': trained on masks, it gives the parts of an image and no "
+                "answers; name it as the parts of model 'descriptor', or give images with labels."
+            )
         features, classes = trained.head.in_features, len(spec.classes)
         if self.trainable == "head":
             _require_axes(spec.size)
-            blank = trained.head.weight.new_zeros(1, channels, BLANK_SIDE, BLANK_SIDE)
+            blank = trained.head.weight.new_zeros(1, learned.channels, BLANK_SIDE, BLANK_SIDE)
             features = self.components or self._pooled(trained, blank).shape[1]
         if self.private_whitening:
             return whitened_linear_head(
@@ -201,7 +228,7 @@ class Pretrained:
 
     def _inputs(self, images: Tensor) -> Tensor:
         """Return the network's inputs."""
-        channels = self._trained[1]
+        channels = self._trained[1].channels
         if images.shape[1] != channels:
             images = images.mean(1, keepdim=True).expand(-1, channels, -1, -1)
         return self._scaled(images)
@@ -213,10 +240,13 @@ class Pretrained:
         return self.network.preprocess(images)
 
     @cached_property
-    def _trained(self) -> tuple[Any, int]:  # attrs keeps annotations, to be importable
-        """The trained network and its number of channels.
+    def _trained(self) -> tuple[Any, DataSpec]:  # attrs keeps annotations, to be importable
+        """The trained network and the public facts about `images`.
 
         It comes from `weights` or from a training on `images`.
+
+        Raises:
+            StudyError: The images have masks, and a parameter is for features.
         """
         import torch
 
@@ -224,36 +254,62 @@ class Pretrained:
 
         splits = self.images.load()
         spec = splits.spec
+        if _has_masks(spec) and (given := self._feature_parameters):
+            raise StudyError(
+                f"model 'pretrained': {' and '.join(given)} would change features, and images with "
+                "masks give none; leave it out."
+            )
         net = self._untrained(spec)
         path = Path(self.weights) if self.weights else None
         if path is not None and path.is_file():
-            return self._read(net, path), spec.channels
+            return self._read(net, path), spec
         pretrain(
             net,
             to_unit_range(splits.train.images, spec),
-            torch.from_numpy(splits.train.labels),
+            torch.from_numpy(splits.train.labels).long(),
             prepare=self._scaled,
             epochs=self.epochs,
             seed=self.seed,
         )
         if path is not None:
             self._write(net, path)
-        return net, spec.channels
+        return net, spec
+
+    @property
+    def _feature_parameters(self) -> list[str]:
+        """Names of the parameters of features that have another value than their default."""
+        return [
+            a.name
+            for a in fields(Pretrained)
+            if a.name in FEATURE_PARAMETERS and getattr(self, a.name) != a.default
+        ]
 
     def _untrained(self, spec: DataSpec) -> Any:
         """Build the network before its training, for images of `spec`."""
         import torch
 
         from cohortium.plugin import build_network
-        from cohortium_pretrained._network import Network, require_feature_maps
+        from cohortium_pretrained._network import (
+            Network,
+            require_feature_maps,
+            require_pixel_outputs,
+        )
 
+        if self.network is None and _has_masks(spec):
+            raise StudyError(
+                "model 'pretrained': its own network gives labels, and its images have masks; set "
+                "network = 'unet'."
+            )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             if self.network is None:
                 net: nn.Module = Network(spec.channels, len(spec.classes), self.width)
             else:
                 net = build_network(self.network, spec, self.seed)
-        require_feature_maps(net)
+        if not _has_masks(spec):
+            require_feature_maps(net)
+        elif torch.empty(0).device.type != "meta":
+            require_pixel_outputs(net, spec)
         return net
 
     @property
@@ -284,6 +340,11 @@ class Pretrained:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, save(net.state_dict(), metadata={"trained": self._named}))
+
+
+def _has_masks(spec: DataSpec) -> bool:
+    """Return whether the images of `spec` have a class for each pixel."""
+    return len(spec.output_shape) > 1
 
 
 def _require_axes(size: Sequence[int]) -> None:

@@ -13,6 +13,8 @@ from cohortium.plugin import StudyError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cohortium.plugin import DataSpec
+
 RADII = (0.4, 0.75, 1.1)
 """Outer radii of the rings that the last maps are averaged over. 1 touches the image's sides."""
 SOFTNESS = 1 / 14
@@ -79,6 +81,46 @@ def require_feature_maps(net: nn.Module) -> FeatureMapNetwork:
         "model 'pretrained': its network has no method 'maps' and no linear layer 'head'; use "
         "'dpresnet', 'resnet9' or 'resnet18', or leave network out."
     )
+
+
+def require_pixel_outputs(net: nn.Module, spec: DataSpec) -> None:
+    """Refuse a network whose outputs for an image of `spec` are not one for each class and pixel.
+
+    Raises:
+        StudyError: They have another shape.
+    """
+    with torch.no_grad():
+        found = tuple(net(torch.zeros(1, *spec.shape)).shape[1:])
+    if found != tuple(spec.output_shape):
+        raise StudyError(
+            f"model 'pretrained': its images have masks, which take outputs of shape "
+            f"{tuple(spec.output_shape)}, and its network gives {found}; set network = 'unet'."
+        )
+
+
+def pixel_shares(net: nn.Module, images: Tensor) -> Tensor:
+    """Return the shares of K classes in each pixel, shape (N, K, H, W).
+
+    They are the means of the network's probabilities over four turns of the image.
+
+    Args:
+        net: The network, from images to logits of the same size.
+        images: Prepared images, shape (N, C, H, W).
+    """
+    if torch.compiler.is_compiling():
+        # A traced program has no loop over an unknown number of images.  Its caller chooses that
+        # number.
+        return _pixel_shares(net, images)
+    with torch.no_grad():
+        return torch.cat([_pixel_shares(net, some) for some in torch.split(images, IMAGES_AT_ONCE)])
+
+
+def _pixel_shares(net: nn.Module, images: Tensor) -> Tensor:
+    turns = TURNS if images.shape[2] == images.shape[3] else 1
+    turned = [
+        net(images.rot90(turn, (2, 3))).softmax(1).rot90(-turn, (2, 3)) for turn in range(turns)
+    ]
+    return torch.stack(turned).mean(0)
 
 
 def pooled(

@@ -79,6 +79,18 @@ MORE: list[tuple[str, str, list[str]]] = [
     ),
     (
         "model",
+        "descriptor",
+        [
+            "center_on={name='phantom',examples=32,validation=0,test=0}",
+            "components=20",
+            (
+                "parts={name='pretrained',epochs=1,network={name='unet',width=4,depth=1},"
+                "images={name='phantom-fields',labels='masks',examples=8,validation=0,test=0}}"
+            ),
+        ],
+    ),
+    (
+        "model",
         "pretrained",
         [
             "images={name='phantom',examples=32,validation=0,test=0}",

@@ -34,9 +34,10 @@ def pretrain(
     The learning rate runs through one cycle (Smith and Topin 2018).
 
     Args:
-        net: From preprocessed images to logits.  It ends in evaluation mode.
+        net: From preprocessed images to logits, (N, K) or (N, K, H, W).  It ends in evaluation
+            mode.
         images: Shape (N, C, H, W), in [0, 1].  H = W where the training turns them.
-        labels: Shape (N,).
+        labels: Shape (N,), or (N, H, W) with a class for each pixel.  Those turn with the images.
         prepare: Preprocessing of the altered images (`augment`).
         epochs: Passes over the images.
         seed: Seed of the order and the alterations.
@@ -53,16 +54,18 @@ def pretrain(
     with torch.enable_grad():
         for _ in range(epochs):
             for batch in torch.split(torch.randperm(len(images), generator=generator), BATCH):
-                logits = net(prepare(augment(images[batch], generator)))
+                altered, answers = augment(images[batch], labels[batch], generator)
                 optimizer.zero_grad()
-                functional.cross_entropy(logits, labels[batch]).backward()  # type: ignore[no-untyped-call]
+                functional.cross_entropy(net(prepare(altered)), answers).backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 course.step()
     net.eval()
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Return images (N, C, H, W) with random turns, mirroring and colours.
+def augment(images: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return images (N, C, H, W) with random turns, mirroring and colours, and their labels.
+
+    Labels of pixels, (N, H, W), are turned and mirrored with their image.
 
     The colours change as under another stain, light and exposure.  Synthetic images are all of one
     kind, and the learned weights should not depend on it.
@@ -80,6 +83,11 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
     out = torch.einsum("nij,njhw->nihw", mixing, images.clamp(0.02, 1) ** power.exp())
     out = out.clamp_(0, 1) + 0.02 * normal(n, 1, 1, 1) * normal(*images.shape)
     turns = int(torch.randint(2 * TURNS, (1,), generator=generator))
-    if images.shape[2] == images.shape[3]:
-        out = out.rot90(turns % TURNS, (2, 3))
-    return out.flip(3) if turns >= TURNS else out
+    return _turn(out, turns), _turn(labels, turns) if labels.ndim == images.ndim - 1 else labels
+
+
+def _turn(planes: Tensor, turns: int) -> Tensor:
+    """Return planes (…, H, W) after so many quarter turns, from the fourth on mirrored."""
+    if planes.shape[-2] == planes.shape[-1]:
+        planes = planes.rot90(turns % TURNS, (-2, -1))
+    return planes.flip(-1) if turns >= TURNS else planes
