@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cohortium.deployment import trail_entries as entries
 from cohortium.errors import RecordError, RequestError
-from cohortium.runs.signatures import SiteReleases
+from cohortium.runs.stated_result import SiteReleases
 from cohortium.storage.hash_chain import links
 
 if TYPE_CHECKING:

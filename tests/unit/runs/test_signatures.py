@@ -32,11 +32,11 @@ from cohortium.runs.run_files import RunFiles
 from cohortium.runs.signatures import (
     SIGNATURES,
     Signature,
-    SiteReleases,
     seen_signatures,
     sign_result,
     summarize,
 )
+from cohortium.runs.stated_result import SiteReleases
 from tests.support.command_line import PARTS, cohortium
 from tests.support.corridor import serving
 from tests.support.federations import tiny_federation
