@@ -37,6 +37,7 @@ from cohortium.rounds.coordinator import AttemptResult, Coordinator
 from cohortium.rounds.site import SimulatedSiteFactory, Site
 from cohortium.runs.prepare import PreparedStudy
 from cohortium.runs.signatures import SIGNATURES, seen_signatures, sign_result, summarize
+from cohortium.runs.stated_result import SiteReleases
 from cohortium.storage.append_log import FileJournal
 from cohortium.study import study_file
 from cohortium_additive import Additive
@@ -287,9 +288,17 @@ def _signed(folder: Path) -> bytes:
     """A result and its signatures."""
     folder.mkdir()
     result = folder / "result.json"
-    result.write_text(f'{{"weights_sha256": "{"00" * 32}"}}', "utf-8")
-    for site in (None, 1):
-        sign_result(folder, SigningKey.generate(SECRET.derive("signer", site or 0)), site=site)
+    session = bytes(range(16))
+    stated = {
+        "weights_sha256": "00" * 32,
+        "session": session.hex(),
+        "history": [{"round": 1, "attempt": 0}],
+    }
+    result.write_bytes(msgspec.json.encode(stated))
+    made = SiteReleases(session=session, study="", attempts=((0, 0),))
+    for site, releases in ((None, None), (1, made)):
+        key = SigningKey.generate(SECRET.derive("signer", site or 0))
+        sign_result(folder, key, site=site, releases=releases)
     return (folder / SIGNATURES).read_bytes()
 
 
