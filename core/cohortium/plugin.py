@@ -100,6 +100,7 @@ from cohortium.learning.batch_sampling import (
     shuffled_batches,
 )
 from cohortium.learning.heads import linear_head, whitened_linear_head
+from cohortium.learning.image_parts import part_shares
 from cohortium.learning.local_training import LocalTraining, local_workload
 from cohortium.learning.optimizers import (
     RATE,
@@ -353,6 +354,7 @@ __all__ = [
     "mean_ratio",
     "metric_name",
     "parameters",
+    "part_shares",
     "poisson_batches",
     "poisson_patient_batches",
     "pretrain",

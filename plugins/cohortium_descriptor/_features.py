@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cohortium.plugin import StudyError
+from cohortium.plugin import part_shares
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +31,6 @@ MIN_SIDE: Final = 8
 # Width of the rings' borders, in units of their radii.
 SOFTNESS: Final = 1 / 14
 PIXELS_AT_ONCE: Final = 50_000
-# Axes of the shares of parts: images, parts, height and width.
-PLANES: Final = 4
 # Pixels below which a part has less weight.  Colours of so few are chance.
 LEAST: Final = 4.0
 # Image gradients of half the brightness range per pixel and more share the last bin.
@@ -184,13 +182,7 @@ def _parts(images: Tensor, parts: Model) -> Tensor:
 
     The weights of a part add up to 1, or to less where it has fewer than `LEAST` pixels.
     """
-    shares = parts.preprocess(images)
-    if shares.ndim != PLANES or shares.shape[2:] != images.shape[2:]:
-        raise StudyError(
-            "model 'descriptor': parts must give the shares of parts in each pixel, (images, "
-            f"parts, height, width), of images of shape {tuple(images.shape)}, and gave "
-            f"{tuple(shares.shape)}; use 'pretrained' on images with masks."
-        )
+    shares = part_shares(parts, images, owner="descriptor")
     pixels = shares.flatten(2).transpose(1, 2)  # (n, P, K)
     return pixels / pixels.sum(1, keepdim=True).clamp(min=LEAST)
 

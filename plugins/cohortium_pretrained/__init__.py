@@ -25,6 +25,7 @@ from cohortium.plugin import (
     StudyError,
     hookimpl,
     linear_head,
+    part_shares,
     scale_to_norm,
     to_unit_range,
     whitened_linear_head,
@@ -51,7 +52,7 @@ MAX_REFERENCES = 1500
 
 
 FEATURE_PARAMETERS = (
-    "trainable", "stages", "squares", "norm", "whiten", "variance_floor", "components",
+    "trainable", "stages", "squares", "parts", "norm", "whiten", "variance_floor", "components",
     "private_whitening", "private_variance_floor",
 )  # fmt: skip
 """Parameters without a meaning for a network that is trained on masks."""
@@ -79,6 +80,8 @@ class Pretrained:
             finer texture.
         squares: Whether the features have averages of squared maps, too.  They tell many weak
             answers of a kernel from few strong ones.
+        parts: A model whose prepared images are the shares of parts in each pixel, such as this one
+            on images with masks.  The maps are averaged in each part, too.
         width: Channels of the own network's first convolution.  The last has four times as many.
         epochs: Passes over `images`.
         seed: Seed of the network's training.
@@ -112,6 +115,7 @@ class Pretrained:
     )
     stages: int = field(default=1, validator=[ge(1), le(MAX_STAGES)])
     squares: bool = False
+    parts: Model | None = None
     width: int = field(default=32, validator=[ge(1), le(1 << 14)])
     epochs: int = field(default=6, validator=[ge(1), le(1000)])
     seed: int = field(default=1, validator=[ge(0), lt(1 << 63)])
@@ -131,9 +135,10 @@ class Pretrained:
                 f"'{self.trainable}' the network "
                 "takes images."
             )
-        if (self.stages > 1 or self.squares or self.components) and self.trainable != "head":
+        shaped = self.stages > 1 or self.squares or self.parts is not None or self.components
+        if shaped and self.trainable != "head":
             raise ValueError(
-                "stages, squares and components are for features; with trainable = "
+                "stages, squares, parts and components are for features; with trainable = "
                 f"'{self.trainable}' the network takes images."
             )
 
@@ -141,6 +146,7 @@ class Pretrained:
         """Return features (N, F) of images (N, C, H, W), or network inputs.
 
         F is `components`, or three times the number of averaged maps, or six times with `squares`.
+        With K `parts`, maps count 3 + K times in place of three.
         After a training on masks of K classes, the result is the classes' shares in each pixel,
         (N, K, H, W).
 
@@ -149,7 +155,7 @@ class Pretrained:
 
         Raises:
             StudyError: The images are volumes.  Or the network is trained on masks, and a parameter
-                is for features.
+                is for features.  Or `parts` gives another shape than one share for each pixel.
         """
         _require_axes(images.shape[2:])
         net, learned = self._trained
@@ -188,7 +194,7 @@ class Pretrained:
         if self.trainable == "head":
             _require_axes(spec.size)
             blank = trained.head.weight.new_zeros(1, learned.channels, BLANK_SIDE, BLANK_SIDE)
-            features = self.components or self._pooled(trained, blank).shape[1]
+            features = self.components or self._pooled(trained, blank, blank).shape[1]
         if self.private_whitening:
             return whitened_linear_head(
                 features, classes, floor=self.private_variance_floor, norm=self.norm
@@ -206,12 +212,14 @@ class Pretrained:
 
     def _features(self, images: Tensor) -> Tensor:
         """Return the pooled maps of the network, (N, F), not normalised."""
-        return self._pooled(self._trained[0], self._inputs(images))
+        return self._pooled(self._trained[0], self._inputs(images), images)
 
-    def _pooled(self, net: Any, inputs: Tensor) -> Tensor:
+    def _pooled(self, net: Any, inputs: Tensor, images: Tensor) -> Tensor:
+        """Return the pooled maps of `inputs`, which are the network's inputs for `images`."""
         from cohortium_pretrained._network import pooled
 
-        return pooled(net, inputs, stages=self.stages, has_squares=self.squares)
+        shares = None if self.parts is None else part_shares(self.parts, images, owner="pretrained")
+        return pooled(net, inputs, shares, stages=self.stages, has_squares=self.squares)
 
     @cached_property
     def _reference(self) -> FeatureWhitening:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from cohortium.plugin import StudyError
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 RADII = (0.4, 0.75, 1.1)
 """Outer radii of the rings that the last maps are averaged over. 1 touches the image's sides."""
 SOFTNESS = 1 / 14
+LEAST = 4 / 28**2
+"""Share of an image below which a part has less weight.  The means over so little are chance."""
 IMAGES_AT_ONCE = 256
 TURNS = 4
 
@@ -124,15 +127,22 @@ def _pixel_shares(net: nn.Module, images: Tensor) -> Tensor:
 
 
 def pooled(
-    net: FeatureMapNetwork, images: Tensor, *, stages: int = 1, has_squares: bool = False
+    net: FeatureMapNetwork,
+    images: Tensor,
+    shares: Tensor | None = None,
+    *,
+    stages: int = 1,
+    has_squares: bool = False,
 ) -> Tensor:
     """Return square roots of the means of maps, (N, F).
 
-    The means are over R rings, and over quarter turns.  F is R times the number of maps.
+    The means are over R rings and K parts, and over quarter turns.  F is R + K times the number of
+    maps.
 
     Args:
         net: The network.
         images: Prepared images, shape (N, C, H, W).
+        shares: Shares of K parts in each pixel, (N, K, H, W), or none for rings alone.
         stages: How many of the last stages' maps are averaged.
         has_squares: Whether the fourth roots of the means of squared maps follow, which doubles F.
 
@@ -142,25 +152,31 @@ def pooled(
     if torch.compiler.is_compiling():
         # A traced program has no loop over an unknown number of images.  Its caller chooses that
         # number.
-        return _pooled(net, images, stages, has_squares)
-    # Without images, one empty part has the number of features.
+        return _pooled(net, images, shares, stages, has_squares)
+    batches = torch.split(images, IMAGES_AT_ONCE)
+    within = [None] * len(batches) if shares is None else torch.split(shares, IMAGES_AT_ONCE)
+    # Without images, one empty batch has the number of features.
     with torch.no_grad():
-        parts = [
-            _pooled(net, part, stages, has_squares) for part in torch.split(images, IMAGES_AT_ONCE)
+        rows = [
+            _pooled(net, batch, some, stages, has_squares)
+            for batch, some in zip(batches, within, strict=True)
         ]
-    return torch.cat(parts)
+    return torch.cat(rows)
 
 
-def _pooled(net: FeatureMapNetwork, images: Tensor, stages: int, has_squares: bool) -> Tensor:
+def _pooled(
+    net: FeatureMapNetwork, images: Tensor, shares: Tensor | None, stages: int, has_squares: bool
+) -> Tensor:
     totals: list[Tensor] = []
     turns = TURNS if images.shape[2] == images.shape[3] else 1
     for turn in range(turns):
         means = []
         for maps in _last_maps(net, images.rot90(turn, (2, 3)), stages):  # each (N, D, h, w)
             rings = _rings(maps)
-            means.append(torch.einsum("nchw,hwr->nrc", maps, rings))
+            parts = None if shares is None else _parts(shares.rot90(turn, (2, 3)), maps)
+            means.append(_means(maps, rings, parts))
             if has_squares:
-                means.append(torch.einsum("nchw,hwr->nrc", maps.square(), rings))
+                means.append(_means(maps.square(), rings, parts))
         totals = [a + b for a, b in zip(totals, means, strict=True)] if totals else means
     roots = [(total / turns).flatten(1).clamp(min=0).sqrt() for total in totals]
     if has_squares:
@@ -184,6 +200,28 @@ def _last_maps(net: FeatureMapNetwork, images: Tensor, stages: int) -> list[Tens
         )
     *earlier, last = found[-stages:]
     return [*(maps.relu() for maps in earlier), last]
+
+
+def _means(maps: Tensor, rings: Tensor, parts: Tensor | None) -> Tensor:
+    """Return the means of maps (n, D, h, w) over R rings and K parts, (n, R + K, D)."""
+    means = torch.einsum("nchw,hwr->nrc", maps, rings)
+    if parts is None:
+        return means
+    return torch.cat([means, torch.einsum("nchw,nkhw->nkc", maps, parts)], dim=1)
+
+
+def _parts(shares: Tensor, maps: Tensor) -> Tensor:
+    """Return the weights of the positions of maps (n, D, h, w) in the parts, (n, K, h, w).
+
+    The weights of a part add up to 1, or to less where it has less than `LEAST` of the image.
+
+    Args:
+        shares: Shares of the parts in each pixel, (n, K, H, W).
+        maps: The maps.
+    """
+    height, width = maps.shape[2:]
+    coarse = functional.adaptive_avg_pool2d(shares, (height, width))
+    return coarse / coarse.sum((2, 3), keepdim=True).clamp(min=LEAST * height * width)
 
 
 def _rings(maps: Tensor) -> Tensor:

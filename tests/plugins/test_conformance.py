@@ -94,6 +94,18 @@ MORE: list[tuple[str, str, list[str]]] = [
         "pretrained",
         [
             "images={name='phantom',examples=32,validation=0,test=0}",
+            "epochs=1",
+            (
+                "parts={name='pretrained',epochs=1,network={name='unet',width=4,depth=1},"
+                "images={name='phantom-fields',labels='masks',examples=8,validation=0,test=0}}"
+            ),
+        ],
+    ),
+    (
+        "model",
+        "pretrained",
+        [
+            "images={name='phantom',examples=32,validation=0,test=0}",
             "network={name='dpresnet',width=4}",
             "epochs=1",
             "trainable=norms",

@@ -9,6 +9,7 @@ import torch
 from attrs import evolve, field, frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from cohortium.learning.pretraining import augment
 from cohortium.plugin import DataSpec, Model, Multiclass, StudyError
@@ -17,13 +18,14 @@ from cohortium_descriptor import Descriptor
 from cohortium_descriptor._features import features
 from cohortium_phantom import Phantom, PhantomFields
 from cohortium_pretrained import Pretrained
+from cohortium_pretrained._network import pooled
 from cohortium_resnet18 import ResNet18
 from cohortium_unet import UNet
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
 SPEC = DataSpec(channels=3, size=(28, 28), task=Multiclass(tuple("abcdefgh")), examples=100)
 FIELDS = PhantomFields(labels="masks", examples=16, validation=0, test=0)
@@ -184,3 +186,50 @@ def test_descriptor_joins_parts_and_extra_features() -> None:
     assert float((rows - without).norm(dim=1).max()) > 1
     with pytest.raises(ValueError, match="parts needs components"):
         Descriptor(parts=PARTS)
+
+
+class ItsOwnMaps(nn.Module):
+    """A network whose maps are its images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(2, 8)
+
+    def maps(self, images: Tensor) -> Tensor:
+        return images
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**31), count=st.integers(1, 3))
+def test_maps_are_averaged_in_the_parts_of_their_own_image(seed: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(count, 2, 12, 12, generator=generator)
+    shares = torch.rand(count, 3, 12, 12, generator=generator)
+    rows = pooled(ItsOwnMaps(), images, shares)
+    weights = shares / shares.sum((2, 3), keepdim=True)
+    expected = torch.einsum("nchw,nkhw->nkc", images, weights).sqrt()
+    assert torch.equal(rows[:, :6], pooled(ItsOwnMaps(), images))
+    torch.testing.assert_close(rows[:, 6:], expected.flatten(1))
+
+
+def test_a_part_that_is_nearly_absent_counts_less() -> None:
+    images, shares = torch.ones(1, 2, 28, 28), torch.zeros(1, 2, 28, 28)
+    shares[:, 0, 5, 5] = 1
+    shares[:, 1, :2, :3] = 1
+    rows = pooled(ItsOwnMaps(), images, shares)[:, 6:]
+    torch.testing.assert_close(rows, torch.tensor([[0.5, 0.5, 1.0, 1.0]]))
+
+
+def test_pretrained_features_in_parts() -> None:
+    model = Pretrained(images=CELLS, width=4, epochs=1, parts=PARTS)
+    rows = model.preprocess(_cells())
+    assert rows.shape == (48, (3 + 3) * 16)
+    assert torch.allclose(rows.norm(dim=1), torch.full((48,), 70.0), rtol=1e-4)
+    assert model.build(SPEC, 0)(rows).shape == (48, 8)
+    assert model.preprocess(_cells()[:0]).shape == (0, (3 + 3) * 16)
+    with pytest.raises(StudyError, match="model 'pretrained': parts must give the shares"):
+        evolve(model, parts=FixedParts(torch.ones(1, 14, 14))).preprocess(_cells())
+    with pytest.raises(ValueError, match="stages, squares, parts and components are for features"):
+        evolve(model, trainable="norms")
+    with pytest.raises(StudyError, match="parts would change features, and images with masks"):
+        evolve(PARTS, parts=PARTS).preprocess(_cells())
