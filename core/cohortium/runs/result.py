@@ -234,7 +234,8 @@ class Result(StoredResult):
         scores, metric = self.scores, "accuracy"
         told = "none (no test images)"
         if scores is not None:
-            metric, told = metric_name(scores.main_metric), self._shown(scores.main)
+            metric = metric_name(scores.main_metric)
+            told = self._shown(scores.metrics[scores.main_metric])
             if scores.majority_share is not None:
                 told += f" (the most frequent class alone: {scores.majority_share:.2%})"
         if not self.is_personal:
