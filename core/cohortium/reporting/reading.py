@@ -391,7 +391,7 @@ def _convert(data: object, kind: type[T], *, where: str) -> T:
 
 
 def _damaged(where: str, error: Exception) -> RecordError:
-    reason = str(error).splitlines()[0].replace("`", "").rstrip(".")
+    reason = str(error).partition("\n")[0].replace("`", "").rstrip(".")
     return RecordError(f"{where} is damaged: {reason}.")
 
 
