@@ -114,9 +114,9 @@ def _sites(progress: RunProgress) -> tuple[str, float | None, str]:
 def _scores(progress: RunProgress, console: Console) -> tuple[str, float | None, str]:
     assert progress.scores is not None
     text = ", ".join(reversed(format_scores(progress.scores)))
-    if console.encoding.startswith("utf"):
-        text += f"  {sparkline(progress.accuracies)}"
-    return "scores", progress.scores.main, text
+    if progress.main_scores and console.encoding.startswith("utf"):
+        text += f"  {sparkline(progress.main_scores)}"
+    return "scores", progress.scores.metrics[progress.scores.main_metric], text
 
 
 def _privacy(progress: RunProgress) -> tuple[str, float | None, str]:

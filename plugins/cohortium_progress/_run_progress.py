@@ -22,7 +22,10 @@ RECENT = 10
 def format_scores(scores: Scores) -> list[str]:
     """Return the loss, if there is one, and the main metric."""
     loss = [] if scores.loss is None else [f"loss {scores.loss:.3f}"]
-    return [*loss, f"{metric_name(scores.main_metric)} {scores.main:.1%}"]
+    main = scores.metrics[scores.main_metric]
+    return [
+        *loss, f"{metric_name(scores.main_metric)} {'unknown' if main is None else f'{main:.1%}'}"
+    ]  # fmt: skip
 
 
 @define
@@ -40,7 +43,7 @@ class RunProgress:
         dropped: Contributions that were asked for and did not enter a sum, so far.
         failed: Attempts that failed.
         scores: The latest scores.
-        accuracies: All accuracies, by round.
+        main_scores: The main metric by round, without rounds whose images do not determine it.
         plan_state: State of the privacy plan after the last round, such as an adaptive clip norm.
     """
 
@@ -54,7 +57,7 @@ class RunProgress:
     dropped: int = 0
     failed: int = 0
     scores: Scores | None = None
-    accuracies: list[float] = field(factory=list)
+    main_scores: list[float] = field(factory=list)
     plan_state: tuple[float, ...] = ()
     _ends: list[float] = field(factory=list)
 
@@ -87,7 +90,8 @@ class RunProgress:
             self.spent = event.guarantee_so_far.epsilon
         if event.scores is not None:
             self.scores = event.scores
-            self.accuracies.append(event.scores.main)
+            main = event.scores.metrics[event.scores.main_metric]
+            self.main_scores += [] if main is None else [main]
 
     @property
     def left(self) -> dt.timedelta | None:

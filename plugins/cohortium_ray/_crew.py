@@ -137,7 +137,8 @@ def _raised(error: RayError) -> Exception:
     cause: Exception = error.cause if isinstance(error, RayTaskError) else error
     if not isinstance(cause, RayError):
         return cause
-    last = str(cause).strip().splitlines()[-1].strip().rstrip(".")
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    last = lines[-1].strip().rstrip(".")
     return RunError(
         f"engine 'ray': a worker and this process cannot read one another ({last}); install the "
         "same versions there."

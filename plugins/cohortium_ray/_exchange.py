@@ -133,7 +133,8 @@ def _connect(address: str, processors: int) -> None:
     try:
         ray.init(address=address, **terms)
     except Exception as error:  # Ray raises exactly that if a cluster does not start in time
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = lines[0].rstrip(".")
         raise StudyError(f"engine 'ray': no cluster at '{address}': {reason}.") from error
 
 

@@ -68,9 +68,9 @@ def warn_ignored_keys(grid: Grid, only: Sequence[str]) -> None:
     They are keys of the file and of the settings.
     """
     cells = {cell.name: cell for cell, _ in grid.select(only)}
-    sanitize = [sentence for cell in cells.values() for sentence in cell.ignored_keys]
-    for sentence in dict.fromkeys([*grid.ignored_keys, *sanitize]):
-        typer.echo(sentence, err=True)
+    told = [sentence for cell in cells.values() for sentence in cell.ignored_keys]
+    for sentence in dict.fromkeys([*grid.ignored_keys, *told]):
+        typer.echo(sanitize(sentence), err=True)
 
 
 def _dry_run(runs: Sequence[GridRun]) -> None:
@@ -115,8 +115,8 @@ def _end_refused(found: Iterable[CellForecast]) -> None:
     refused = list(found)
     for each in refused:
         if each.traceback:
-            typer.echo(each.traceback, err=True)
-        typer.echo(f"cohortium: {each.cell.name} is refused: {each.refusal}", err=True)
+            typer.echo(sanitize(each.traceback), err=True)
+        typer.echo(sanitize(f"cohortium: {each.cell.name} is refused: {each.refusal}"), err=True)
     if refused:
         raise typer.Exit(2)
 

@@ -61,12 +61,13 @@ def own_report(
     )
     write_own_page(found, page)
     scores = found.federated.scores
-    rows = [(f"{metric_name(scores.main_metric)} of the federation's model", scores.main)]
+    name = scores.main_metric
+    rows = [(f"{metric_name(name)} of the federation's model", scores.metrics[name])]
     if found.alone is not None:
-        rows.append(("of the model trained alone", found.alone.scores.main))
+        rows.append(("of the model trained alone", found.alone.scores.metrics[name]))
     width = max(len(label) for label, _ in rows)
     for label, value in rows:
-        typer.echo(f"{label:>{width}}  {value:.2%}")
+        typer.echo(f"{label:>{width}}  {'unknown' if value is None else f'{value:.2%}'}")
     if found.verdict:
         typer.echo(found.verdict.replace("’", "'"))
     typer.echo(sanitize(f"the page stays here: {page}"))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime as dt
 import io
-import zipfile
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -15,8 +14,9 @@ import msgspec
 import numpy as np
 from attrs import frozen
 
+from cohortium.data.npz_archive import read_arrays
 from cohortium.data.scores import DECIMALS, Scores, metric_name
-from cohortium.errors import RunError
+from cohortium.errors import DataError, RunError
 from cohortium.storage.atomic import atomic_write
 from cohortium.storage.bounded_read import read_bounded
 
@@ -157,13 +157,11 @@ def read_predictions(folder: Path, session: str) -> NDArray[Any] | None:
         RunError: The file is damaged, or cannot be read.
     """
     path = folder / f"{session}.npz"
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            values: NDArray[Any] = data["predictions"]
-            return values
-    except FileNotFoundError:
+    if not path.is_file():
         return None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    try:
+        return read_arrays(path, ("predictions",))["predictions"]
+    except (DataError, KeyError) as error:
         raise RunError(f"{path} is damaged; move it elsewhere.") from error
 
 

@@ -134,9 +134,18 @@ class ParticipationStore:
             yield invitation
 
     def sessions(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield session and invitation of each stored run, the last active one first."""
-        runs = filter(_is_run, self.folder.iterdir())
-        for path in sorted(runs, key=lambda path: path.stat().st_mtime, reverse=True):
+        """Yield session and invitation of each stored run, the last active one first.
+
+        A run that the site's own process removes meanwhile is left out.
+
+        Raises:
+            RefusalError: The folder cannot be read.
+        """
+        try:
+            found = sorted(self._runs(), key=_last_change, reverse=True)
+        except OSError as error:
+            raise _unusable() from error
+        for path in found:
             if (invitation := Participation(path).invitation()) is not None:
                 yield bytes.fromhex(path.name), invitation
 
@@ -150,8 +159,8 @@ class ParticipationStore:
         """
         try:
             participation.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            others = [path for path in self.folder.iterdir() if path != participation.folder]
-            others = sorted(filter(_is_run, others), key=lambda path: path.stat().st_mtime)
+            others = [path for path in self._runs() if path != participation.folder]
+            others.sort(key=_last_change)
             names = {session.hex() for session in keep}
             for path in others[: max(0, len(others) + 1 - MAX_STORED_RUNS)]:
                 if path.name not in names:
@@ -159,6 +168,17 @@ class ParticipationStore:
         except OSError as error:
             raise _unusable() from error
         _put(participation.folder / INVITATION, invitation)
+
+    def _runs(self) -> Iterator[Path]:
+        return filter(_is_run, self.folder.iterdir())
+
+
+def _last_change(path: Path) -> float:
+    """Return the time of the last change in a folder, 0 if it has been removed."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def _is_run(path: Path) -> bool:

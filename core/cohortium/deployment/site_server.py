@@ -26,6 +26,7 @@ from cohortium.deployment.study_record import InvitedStudy
 from cohortium.errors import (
     BrokenNetworkError,
     CohortiumError,
+    IdentityError,
     MessageError,
     NetworkError,
     PrivacyError,
@@ -298,7 +299,7 @@ class SiteServer:
             raise RefusalError(RefusalCode.SITE_ERROR, f"the study has no site {site_config.id}.")
         use: Use = "train" if federation.measurement is None else federation.measurement.data
         images = load_matching(site_config, spec, use, self._log_refusal)
-        directory = KeyDirectory.parse(invitation.directory) if invitation.directory else None
+        directory = _directory(invitation)
         ours = collect_versions(loads(invitation.study, where="the invitation"))
         invited = InvitedStudy.of(invitation, ours)
         with torch_threads(federation.threads):
@@ -351,3 +352,18 @@ class SiteServer:
         account.check_run(run_config.session, run_config.costs())
         facts = StudyFacts.of(federation, run_config, data=account.data, use=use)
         self._approvals.admit(invited, facts)
+
+
+def _directory(invitation: Invitation) -> KeyDirectory | None:
+    """Return the coordinator's copy of the sites' public keys, or None without one.
+
+    Raises:
+        MessageError: The copy is no directory. That is the coordinator's fault, and not one of the
+            site's own files.
+    """
+    if not invitation.directory:
+        return None
+    try:
+        return KeyDirectory.parse(invitation.directory)
+    except IdentityError as error:
+        raise MessageError(f"the invitation's directory: {error}") from None

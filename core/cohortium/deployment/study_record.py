@@ -117,7 +117,7 @@ class StudyRecord(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     format: Literal[1]
-    digest: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    digest: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
     study: Annotated[str, msgspec.Meta(max_length=1 << 16)]
     versions: Annotated[dict[str, str], msgspec.Meta(max_length=100)]
     facts: StudyFacts

@@ -17,6 +17,7 @@ from cohortium.deployment import trail_entries as entries
 from cohortium.errors import RecordError, RequestError
 from cohortium.runs.stated_result import SiteReleases
 from cohortium.storage.hash_chain import links
+from cohortium.text import escape_control_characters
 
 if TYPE_CHECKING:
     import datetime as dt
@@ -263,7 +264,10 @@ def released_in(path: Path, key: bytes, session: str) -> SiteReleases:
 
 
 def _sentence(entry: AnyEntry) -> str:
-    """Return an entry for people: its time, its kind and its facts."""
+    """Return an entry for people on one line: its time, its kind and its facts.
+
+    The trail may be another hospital's, and a name in it must not look like a further entry.
+    """
     facts = msgspec.to_builtins(entry)
     del facts["at"], facts["event"]
     told = ", ".join(f"{name} {_short(value)}" for name, value in facts.items() if value != "")
@@ -272,6 +276,6 @@ def _sentence(entry: AnyEntry) -> str:
 
 
 def _short(value: object) -> str:
-    text = str(value)
+    text = escape_control_characters(str(value))
     is_hash = len(text) > SHORT and all(c in "0123456789abcdef" for c in text)
     return f"{text[:SHORT]}…" if is_hash else text

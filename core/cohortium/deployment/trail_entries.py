@@ -24,7 +24,7 @@ from cohortium.text import truncate
 FORMAT = 1
 """Version of the entries, in the first one."""
 
-Hex = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{2})*$", max_length=64)]
+Hex = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{2})*\Z", max_length=64)]
 """Bytes as hexadecimal digits: a hash, a key or a session."""
 
 Person = Annotated[str, msgspec.Meta(min_length=1, max_length=100)]

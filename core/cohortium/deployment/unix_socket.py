@@ -211,7 +211,13 @@ class SiteSocketServer:
 
     def _let_in(self, connection: socket.socket, log: Throttle) -> None:
         """Start a thread for an allowed caller, if there is a slot."""
-        user = peer_uid(connection)
+        try:
+            # Systems but Linux do not state the user of a caller that has left already.
+            user = peer_uid(connection)
+        except OSError as error:
+            log(f"a caller was cut off: {error}")
+            connection.close()
+            return
         if user not in self.users:
             log(f"user {user} of this machine tried to speak to the site.")
             connection.close()
@@ -219,7 +225,16 @@ class SiteSocketServer:
             log("too many callers at once; one was turned away.")
             connection.close()
         else:
-            threading.Thread(target=self._attend, args=(user, connection, log), daemon=True).start()
+            self._start(user, connection, log)
+
+    def _start(self, user: int, connection: socket.socket, log: Throttle) -> None:
+        thread = threading.Thread(target=self._attend, args=(user, connection, log), daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no further thread at the moment
+            log(f"a caller was cut off: {error}")
+            self._places.leave(user, connection)
+            connection.close()
 
     def _attend(self, user: int, connection: socket.socket, log: Throttle) -> None:
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,9 @@ from attrs import frozen
 
 from cohortium.data.group_scores import worst_row
 from cohortium.data.scores import UNBOUNDED, GroupScore
-from cohortium.runs.result import SITE_SCORES
+from cohortium.reporting import reading
+from cohortium.runs.dataset_info import read_result
+from cohortium.runs.result import RESULT, SITE_SCORES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -237,36 +238,40 @@ def rows(grid: Grid, out: Path) -> tuple[Row, ...]:
     """Return the cells with finished runs under `out`, in grid order.
 
     It does not matter which call ran the cell.
+
+    Raises:
+        CohortiumError: A result is damaged. The sentence names its file.
     """
     found = []
     for cell in grid.cells():
         results = {}
         for seed in grid.seeds:
-            path = out / cell.name / f"seed-{seed}" / "result.json"
-            if path.exists():
-                results[seed] = json.loads(path.read_text("utf-8")) | _holdout_means(path.parent)
+            folder = out / cell.name / f"seed-{seed}"
+            if (folder / RESULT).exists():
+                results[seed] = _result(folder)
         if results:
             found.append(Row(cell=cell, images=grid.images, results=results))
     return tuple(found)
 
 
+def _result(folder: Path) -> dict[str, Any]:
+    """Return the `result.json` of a run and its `HOLDOUT_METRICS`."""
+    reading.read_result(folder / RESULT)  # refuses what no run has written
+    return {**(read_result(folder) or {}), **_holdout_means(folder)}
+
+
 def _holdout_means(folder: Path) -> dict[str, float]:
     """Return means over all images that a run's sites held out."""
-    path = folder / SITE_SCORES
-    if not path.exists():
-        return {}
-    sites = json.loads(path.read_text("utf-8"))
-    images = sum(site["images"] for site in sites)
+    sites = reading.read_site_scores(folder / SITE_SCORES)
+    images = sum(site.images for site in sites)
     if not images:
         return {}
-    found = {
-        name: sum(site["images"] * site[key] for site in sites) / images
-        for name, key in zip(HOLDOUT_METRICS, HOLDOUT_KEYS, strict=False)
-        if all(site.get(key) is not None for site in sites)
-    }
-    used = "adapted_score" if HOLDOUT_METRICS[4] in found else "personal_score"
-    if all(used in site for site in sites):
-        found[HOLDOUT_METRICS[5]] = min(site[used] for site in sites)
+    found = {}
+    for name, key in zip(HOLDOUT_METRICS, HOLDOUT_KEYS, strict=False):
+        known = [(site.images, getattr(site, key)) for site in sites]
+        if all(score is not None for _, score in known):
+            found[name] = sum(count * score for count, score in known) / images
+    found[HOLDOUT_METRICS[5]] = min(site.used_score for site in sites)
     return found
 
 

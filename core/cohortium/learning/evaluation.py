@@ -115,7 +115,8 @@ def resolve_device(device: str) -> str:
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0].rstrip(".").partition("Expected one of")[0]
+        first = str(error).partition("\n")[0]
+        reason = first.rstrip(".").partition("Expected one of")[0]
         because = f" ({reason})" if reason else ""
         raise StudyError(
             f"device = '{device}' cannot be used here{because}; take 'cpu', or 'auto' for the best "

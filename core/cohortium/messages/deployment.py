@@ -9,7 +9,9 @@ import msgspec
 from cohortium.messages.codec import Message
 from cohortium.messages.run import Count, Session
 
-Versions = Annotated[dict[str, str], msgspec.Meta(max_length=100)]
+_Word = Annotated[str, msgspec.Meta(max_length=200)]
+
+Versions = Annotated[dict[_Word, _Word], msgspec.Meta(max_length=100)]
 """Versions of Python, packages and a study's plugins, by name."""
 
 

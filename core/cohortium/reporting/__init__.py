@@ -14,11 +14,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cohortium.errors import RequestError, RunError
+from cohortium.reporting.local_page import check_local_page, write_local_page
 from cohortium.reporting.pages import render
 from cohortium.reporting.reading import Record, read
-from cohortium.storage.atomic import atomic_write
-from cohortium.storage.writable import check_file_writable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,21 +44,8 @@ def write(folders: Sequence[Path], out: Path | None = None) -> Path:
         RunError: The file cannot be written.
     """
     if out is not None:
-        check_file_writable(out)
-        _require_ours(out)
+        check_local_page(out, _MARK, "report; give another file with --out")
     page = render([read(folder) for folder in folders])
     target = folders[0] / "report.html" if out is None else out
-    try:
-        atomic_write(target, page.encode())
-    except OSError as error:
-        raise RunError(f"cannot write {target}: {error.strerror}.") from error
+    write_local_page(target, page)
     return target
-
-
-def _require_ours(out: Path) -> None:
-    """Refuse to replace a file that is no report."""
-    try:
-        if out.exists() and _MARK not in out.read_bytes():
-            raise RequestError(f"{out} exists and is no report; give another file with --out.")
-    except OSError as error:
-        raise RequestError(f"cannot write {out}: {error.strerror}.") from error

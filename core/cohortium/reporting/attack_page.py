@@ -256,7 +256,7 @@ def check_attack_page(out: Path) -> None:
     if _is_picture(out):
         check_new_file(out, remedy="give another file with --out")
         return
-    check_local_page(out, _MARK, "an attack; give another file with --out")
+    check_local_page(out, _MARK, "page of an attack; give another file with --out")
 
 
 def write_attack_page(facts: AttackFacts, out: Path) -> None:

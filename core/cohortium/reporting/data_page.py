@@ -37,7 +37,7 @@ def check_page(out: Path) -> None:
     Raises:
         RequestError: It is such a path.
     """
-    check_local_page(out, _MARK, "a data set; give another file for the page")
+    check_local_page(out, _MARK, "page of a data set; give another file for the page")
 
 
 def write_page(facts: DataFacts, out: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cohortium.errors import RequestError, RunError
 from cohortium.storage.atomic import atomic_write
+from cohortium.storage.bounded_read import read_bounded
 from cohortium.storage.writable import check_file_writable
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+HEAD_BYTES: Final = 1 << 12
+"""Bytes at the beginning of a page, among which its mark is."""
 
 
 def check_local_page(out: Path, mark: bytes, kind: str) -> None:
@@ -17,16 +22,17 @@ def check_local_page(out: Path, mark: bytes, kind: str) -> None:
 
     Args:
         out: Path of the page.
-        mark: Bytes that every page of this kind has.
-        kind: The kind and the remedy, after "exists and is no page of".
+        mark: Bytes that every page of this kind has in its head.
+        kind: The kind and the remedy, after "exists and is no".
 
     Raises:
         RequestError: It is such a path.
     """
     check_file_writable(out)
     try:
-        if out.exists() and mark not in out.read_bytes():
-            raise RequestError(f"{out} exists and is no page of {kind}.")
+        # Only a regular file is opened: a pipe would be waited for.
+        if out.exists() and not (out.is_file() and mark in read_bounded(out, HEAD_BYTES)):
+            raise RequestError(f"{out} exists and is no {kind}.")
     except OSError as error:
         raise RequestError(f"cannot write {out}: {error.strerror}.") from error
 

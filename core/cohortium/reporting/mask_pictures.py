@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from attrs import field, frozen
 
-from cohortium.errors import RecordError
+from cohortium.data.npz_archive import reworded_faults
+from cohortium.errors import DataError, RecordError
 from cohortium.reporting.thumbnails import overlaid, picture_uri
 from cohortium.runs.mask_examples import COLOURS, MASK_EXAMPLES, MAX_EXAMPLES, MAX_SIDE
 from cohortium.storage.bounded_read import read_bounded
@@ -54,8 +55,9 @@ def mask_pictures(folder: Path) -> tuple[MaskPictures, ...]:
     except OSError as error:
         raise RecordError(f"cannot read {path}: {error.strerror}.") from error
     try:
-        images, truth, called = _arrays(data)
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile, SyntaxError) as error:
+        with reworded_faults(path):
+            images, truth, called = _arrays(data)
+    except (DataError, KeyError) as error:
         raise RecordError(f"{path} is damaged: it holds no images with masks.") from error
     few = max(images.shape[1:3]) <= MAX_SIDE // 2
     return tuple(

@@ -125,7 +125,7 @@ def check_own_page(out: Path) -> None:
     Raises:
         RequestError: It is such a path.
     """
-    check_local_page(out, _MARK, "own figures; give another file with --out")
+    check_local_page(out, _MARK, "page of own figures; give another file with --out")
 
 
 def write_own_page(figures: OwnFigures, out: Path) -> None:

@@ -73,6 +73,7 @@ def template_environment() -> Environment:
     )
     for name in ("percent", "decimal", "count", "bound", "size", "duration", "plural", "one_in"):
         environment.filters[name] = getattr(wording, name)
+    environment.tests["known"] = wording.is_known
     environment.filters["metric_name"] = metric_name
     environment.filters["metric"] = wording.metric
     environment.filters["number"] = wording.number
@@ -177,7 +178,8 @@ def _headline(record: Record) -> float | None:
     If sites use networks of their own, it is the accuracy of those networks.
     """
     if not record.is_personal:
-        return None if record.scores is None else record.scores.main
+        scores = record.scores
+        return None if scores is None else scores.metrics[scores.main_metric]
     own = None if record.result is None else record.result.own
     return None if own is None else own.personal_score
 

@@ -32,7 +32,7 @@ def write_personal_page(folder: Path, out: Path | None) -> tuple[Path, Personal]
     found = read_adaptation(folder)
     assert found is not None, "the folder is marked"
     target = folder / "report.html" if out is None else out
-    check_local_page(target, _MARK, "an adapted model; give another file with --out")
+    check_local_page(target, _MARK, "page of an adapted model; give another file with --out")
     personal = Personal.adapted(found)
     page = (
         template_environment()

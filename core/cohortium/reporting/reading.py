@@ -221,11 +221,16 @@ def _read(folder: Path) -> Record:
         failed_attempts=tuple(happened.failed_attempts),
         result=result,
         signatures=seen_signatures(folder),
-        site_scores=_read_site_scores(folder / SITE_SCORES) if result is not None else (),
+        site_scores=read_site_scores(folder / SITE_SCORES) if result is not None else (),
     )
 
 
-def _read_site_scores(path: Path) -> tuple[SiteScores, ...]:
+def read_site_scores(path: Path) -> tuple[SiteScores, ...]:
+    """Return the scores of simulated sites, none if there is no such file.
+
+    Raises:
+        RecordError: The file is damaged, or cannot be read.
+    """
     data = read_bytes(path)
     if data is None:
         return ()
@@ -386,7 +391,7 @@ def _convert(data: object, kind: type[T], *, where: str) -> T:
 
 
 def _damaged(where: str, error: Exception) -> RecordError:
-    reason = str(error).splitlines()[0].replace("`", "").rstrip(".")
+    reason = str(error).partition("\n")[0].replace("`", "").rstrip(".")
     return RecordError(f"{where} is damaged: {reason}.")
 
 

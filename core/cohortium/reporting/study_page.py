@@ -158,7 +158,7 @@ def check_study_page(out: Path) -> None:
     Raises:
         RequestError: It is such a path.
     """
-    check_local_page(out, _MARK, "a study that waits; give another file with --page")
+    check_local_page(out, _MARK, "page of a study that waits; give another file with --page")
 
 
 def write_study_page(outlook: StudyOutlook, out: Path) -> None:

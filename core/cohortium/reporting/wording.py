@@ -11,6 +11,7 @@ from cohortium.privacy.guarantee import rounded_up
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import TypeGuard
 
     from cohortium.privacy.guarantee import Guarantee, Unit
     from cohortium.privacy.membership import MembershipBound
@@ -30,14 +31,19 @@ UNITS: dict[Unit, str] = {
 """Units of a guarantee, in words."""
 
 
+def is_known(value: float | None) -> TypeGuard[float]:
+    """Return whether a value is a number. NaN is none: it stands for an undetermined score."""
+    return value is not None and not math.isnan(value)
+
+
 def percent(share: float | None, digits: int = 1) -> str:
     """Return a share of one as a percentage."""
-    return NONE if share is None else f"{share:.{digits}%}".replace("%", f"{THIN}%")
+    return f"{share:.{digits}%}".replace("%", f"{THIN}%") if is_known(share) else NONE
 
 
 def decimal(number: float | None, digits: int = 3) -> str:
     """Return a number with `digits` digits after the point."""
-    return NONE if number is None else f"{number:.{digits}f}"
+    return f"{number:.{digits}f}" if is_known(number) else NONE
 
 
 def number(value: float | None, digits: int = 4) -> str:

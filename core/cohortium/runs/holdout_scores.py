@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from attrs import frozen
 
 
@@ -41,6 +43,12 @@ class SiteScores(HoldoutScores):
     site: int
 
     @property
+    def is_determined(self) -> bool:
+        """Whether the images determine the main metric of each network (see `Scores.main`)."""
+        known = (self.score, self.personal_score, self.alone_score, self.adapted_score)
+        return not any(value is not None and math.isnan(value) for value in known)
+
+    @property
     def used_score(self) -> float:
         """Main metric of the network that the site uses in the end."""
         return self.personal_score if self.adapted_score is None else self.adapted_score
@@ -51,7 +59,7 @@ class OwnScores(HoldoutScores):
     """Scores of simulated sites on their held-out images, averaged over images.
 
     Attributes:
-        sites: Number of sites that held images out.
+        sites: Number of sites that held images out, which determine their scores.
         worst_site: The site with the lowest score of the network that it uses in the end, or None
             if unknown.
         worst_score: That score.

@@ -64,9 +64,13 @@ def invite_sites(exchange: EngineSession, prepared: PreparedStudy) -> tuple[str,
     invitation = build_invitation(prepared)
     failures: dict[SiteId, str] = dict.fromkeys(sites, "no answer came.")
     accepted: dict[SiteId, Acceptance] = {}
+    silent = {*sites}
     everyone = dict.fromkeys(sites, b"")
     deadline = max(prepared.federation.reply_timeout, MIN_INVITATION_TIMEOUT)
     for site, reply in exchange.exchange(codec.encode(invitation), everyone, deadline):
+        if site not in silent:
+            continue  # Only the first answer of a site counts, however often it is delivered.
+        silent.remove(site)
         try:
             answer = codec.decode_either(reply, Acceptance, Refusal)
         except MessageError as error:

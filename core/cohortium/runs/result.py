@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import zipfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,10 @@ from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.data.estimates import Estimate
 from cohortium.data.groups import Grouping
+from cohortium.data.npz_archive import read_arrays
 from cohortium.data.predictions import Predictions
 from cohortium.data.scores import DECIMALS, Scores, metric_name
-from cohortium.errors import RequestError, StudyError
+from cohortium.errors import DataError, RequestError, StudyError
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.privacy.membership import MembershipBound
 from cohortium.roles.values import AggregationGuarantee
@@ -234,7 +234,8 @@ class Result(StoredResult):
         scores, metric = self.scores, "accuracy"
         told = "none (no test images)"
         if scores is not None:
-            metric, told = metric_name(scores.main_metric), self._shown(scores.main)
+            metric = metric_name(scores.main_metric)
+            told = self._shown(scores.metrics[scores.main_metric])
             if scores.majority_share is not None:
                 told += f" (the most frequent class alone: {scores.majority_share:.2%})"
         if not self.is_personal:
@@ -305,24 +306,17 @@ def predictions_of(folder: Path) -> Predictions:
         RequestError: The file is missing or damaged.
     """
     path = folder / PREDICTIONS
-    try:
-        with np.load(path, allow_pickle=False) as data:
-            table = msgspec.json.decode(str(data["task"]), type=dict[str, Any])
-            task = construction.build_part(discover(), "task", table, where=str(path))
-            return Predictions(data["predictions"], data["labels"], task, _groupings(data))
-    except FileNotFoundError as error:
+    if not path.is_file():
         raise RequestError(
             f"{folder} has no predictions for test images; name a finished run on a data set that "
             "has some."
-        ) from error
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        StudyError,
-        msgspec.MsgspecError,
-        zipfile.BadZipFile,
-    ) as error:
+        )
+    try:
+        data = read_arrays(path, ("predictions", "labels", "task", "groups", "groupings"))
+        table = msgspec.json.decode(str(data["task"]), type=dict[str, Any])
+        task = construction.build_part(discover(), "task", table, where=str(path))
+        return Predictions(data["predictions"], data["labels"], task, _groupings(data))
+    except (DataError, StudyError, ValueError, KeyError, msgspec.MsgspecError) as error:
         raise RequestError(f"{path} is damaged; run that study again.") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import time
 from typing import TYPE_CHECKING
 
@@ -158,7 +159,8 @@ class RunState:
         scored = [event.scores.main for event in self.history if event.scores is not None]
         if self.folder is None or not self.history or self.history[-1].scores is None:
             return
-        if scored[-1] > max(scored[:-1], default=-1.0):
+        # A score that the images do not determine is no number, and never the best.
+        if scored[-1] > max((each for each in scored[:-1] if not math.isnan(each)), default=-1.0):
             weights = parameters.state_dict(self.coordinator.net)
             self.folder.write_best(weights, rounds=len(self.history), score=scored[-1])
 

@@ -86,7 +86,7 @@ class Signature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     study_sha256: OptionalHash = ""
     dataset_sha256: OptionalHash = ""
     key: Hash
-    signature: Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{128})?$")] = ""
+    signature: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{128})?\Z")] = ""
 
     @property
     def signed_text(self) -> bytes:

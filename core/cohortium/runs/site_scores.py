@@ -98,6 +98,9 @@ def score_sites(
 ) -> tuple[SiteScores, ...]:
     """Return the scores of every site that has held images out.
 
+    A site is left out if its images do not determine the main metric, as images without a finding
+    determine no AUC.
+
     Args:
         prepared: The study, whose `holdout_baselines` are scored, too.
         net: The final global network, which is not changed.
@@ -129,18 +132,18 @@ def score_sites(
             if "adapted" in baselines:
                 adapted = watch.score(networks.adapted(own)).main
         globally = watch.score(net)
-        found.append(
-            SiteScores(
-                site=site,
-                images=len(held),
-                metric=globally.main_metric,
-                score=globally.main,
-                personal_score=watch.score(own).main,
-                majority_share=globally.majority_share,
-                alone_score=alone,
-                adapted_score=adapted,
-            )
+        scored = SiteScores(
+            site=site,
+            images=len(held),
+            metric=globally.main_metric,
+            score=globally.main,
+            personal_score=watch.score(own).main,
+            majority_share=globally.majority_share,
+            alone_score=alone,
+            adapted_score=adapted,
         )
+        if scored.is_determined:
+            found.append(scored)
         if progress is not None:
             progress(site)
     return tuple(found)

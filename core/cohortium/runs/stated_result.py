@@ -21,12 +21,12 @@ _MAX_RESULT_BYTES: Final = 1 << 29
 
 _STUDY: Final = "study.toml"
 
-Hash = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+Hash = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
-OptionalHash = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{64})?$")]
+OptionalHash = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{64})?\Z")]
 """Hash of a file, or "" if there is none."""
 
-Session = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{32})?$")]
+Session = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{32})?\Z")]
 """Session of a run as hexadecimal digits, or "" without one."""
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 from rich.console import Console
 
 from cohortium.plugin import RoundCompleted, RunCompleted, RunStarted, SiteReplied
@@ -124,6 +125,24 @@ def test_sparkline_spans_least_to_greatest() -> None:
     assert sparkline([0.0, 0.5, 1.0]) == "▁▄█"
     assert sparkline([0.3]) == "▁"
     assert len(sparkline([float(n) for n in range(99)])) == 16
+
+
+def test_undetermined_score_is_no_number() -> None:
+    """Validation images that all lack a finding determine no AUC."""
+    progress = played()
+    first = RoundCompleted(
+        round=1, attempt=1, contributors=(0,), dropped=(), guarantee_so_far=None,
+        scores=evolve(SCORES, metrics={"auc": None, "loss": 0.7}), upload_bytes_per_site=1,
+        seconds_train=1.0, seconds_aggregate=0.0,
+    )  # fmt: skip
+    progress.take(first)
+    (line,) = [line for line in drawn(progress, width=100) if line.startswith("scores")]
+    assert "AUC unknown, loss 0.700" in line
+    assert "nan" not in line
+    plain = Console(file=io.StringIO(), soft_wrap=True)
+    PlainView(plain, RunProgress(Clock()))(first)
+    assert isinstance(plain.file, io.StringIO)
+    assert "loss 0.700, AUC unknown" in plain.file.getvalue()
 
 
 def test_view_without_unicode_has_no_bars() -> None:

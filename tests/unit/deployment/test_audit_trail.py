@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+import msgspec
 import pytest
 
 from cohortium.crypto.randomness import Randomness
@@ -20,7 +21,12 @@ from cohortium.crypto.signing import SigningKey
 from cohortium.deployment import trail_entries as entries
 from cohortium.deployment.audit_trail import AuditTrail
 from cohortium.deployment.log_throttle import MAX_SENTENCES
-from cohortium.deployment.trail_check import check_lines, check_trail, is_signed_by
+from cohortium.deployment.trail_check import (
+    check_lines,
+    check_trail,
+    is_signed_by,
+    last_entries,
+)
 from cohortium.deployment.trail_entries import SignedHead
 from cohortium.errors import RecordError, RequestError, RunError
 from cohortium.messages.codec import decode, encode
@@ -31,7 +37,8 @@ from cohortium.messages.deployment import (
     Invitation,
 )
 from cohortium.messages.run import Refusal, Reply, Request
-from cohortium.storage.hash_chain import HashChain
+from cohortium.storage.hash_chain import HashChain, Head, Link
+from cohortium.text import is_printable
 from tests.support.altered_lines import altered, is_cut
 from tests.support.command_line import cohortium
 from tests.support.rehearsed_site import (
@@ -395,6 +402,32 @@ def test_command_fails_for_an_altered_trail(
         cohortium("trail", own, "--check")
     with pytest.raises(RunError, match="line 1 is not what was written"):
         RehearsedSite(folder)
+
+
+def test_name_in_another_trail_forges_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    trail = AuditTrail(path, 0, KEYS[0], now=lambda: NOON)
+    forged = "A. Meyer\n     9  2027-03-01 12:00:00  study revoked\x1b[2J"
+    approved = entries.StudyApproved(at=NOON, study="ab" * 32, by=forged, until=NOON.date(), runs=1)
+    trail.write(approved)
+    trail.close()
+    (number, sentence) = last_entries(path, 1)[0]
+    assert number == 2
+    assert "by A. Meyer\\n     9" in sentence
+    assert is_printable(sentence)
+
+
+@pytest.mark.parametrize("field", ["key", "trail"])
+def test_digits_with_an_end_of_line_are_no_entry(field: str) -> None:
+    known = {"event": "opened", "at": NOON, "format": 1, "trail": "ab", "site": 0, "key": "ab"}
+    for value, is_entry in (("cd", True), ("cd\n", False), ("c", False)):
+        data = msgspec.json.encode({**known, field: value})
+        link = Link(head=Head(1), entry=data, signature=b"")
+        if is_entry:
+            assert isinstance(entries.decode_entry(link), entries.Opened)
+        else:
+            with pytest.raises(RecordError, match="line 1 is no entry"):
+                entries.decode_entry(link)
 
 
 def later(site: RehearsedSite, invitation: Invitation) -> Path:

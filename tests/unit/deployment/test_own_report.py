@@ -15,9 +15,9 @@ from cohortium.data.group_scores import MIN_IMAGES, paired_difference
 from cohortium.data.predictions import Predictions
 from cohortium.deployment import rehearsal
 from cohortium.deployment.own_report import own_figures
-from cohortium.deployment.own_scores import read_scores
+from cohortium.deployment.own_scores import read_predictions, read_scores
 from cohortium.deployment.site_config import SiteConfig
-from cohortium.errors import CohortiumError, RequestError
+from cohortium.errors import CohortiumError, RequestError, RunError
 from cohortium.learning.evaluation import Evaluation
 from cohortium.plugin import Multiclass
 from cohortium.study.measurement import EvaluationPlan
@@ -25,6 +25,7 @@ from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from tests.support.corridor import serving
 from tests.support.federations import QuadrantImages, tiny_federation
+from tests.support.flipped_bytes import refusals
 
 SITES = 2
 
@@ -203,3 +204,12 @@ def test_paired_interval_is_that_of_the_differing_images() -> None:
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
     few = answers(~hard[: MIN_IMAGES - 1], labels[: MIN_IMAGES - 1])
     assert paired_difference(few, few, None, rng).low is None
+
+
+def test_wrong_byte_in_predictions_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    path, values = tmp_path / "ab.npz", np.random.default_rng(0).random((40, 3))
+    np.savez_compressed(path, predictions=values)
+    assert np.array_equal(np.asarray(read_predictions(tmp_path, "ab")), values)
+    found = refusals(path, lambda: read_predictions(tmp_path, "ab"), RunError, every=3)
+    assert set(found) == {f"{path} is damaged; move it elsewhere."}
+    assert read_predictions(tmp_path, "cd") is None

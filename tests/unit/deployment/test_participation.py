@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -64,3 +67,28 @@ def test_oversized_answer_is_refused_in_advance(tmp_path: Path) -> None:
     with pytest.raises(RefusalError, match="folder of runs cannot be used"):
         visit.require_room(1 << 60)
     assert [path.name for path in visit.folder.iterdir()] == ["invitation"]
+
+
+def test_run_that_another_process_removes_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cohortium trail` reads the folder while the site's process removes its oldest run."""
+    participations = ParticipationStore(tmp_path)
+    for number in range(3):
+        begin(participations, number)
+    gone, stat = tmp_path / session(1).hex(), Path.stat
+
+    def removed(path: Path, **options: Any) -> os.stat_result:
+        if path == gone and not options:  # its time is asked for after its files are found
+            shutil.rmtree(gone, ignore_errors=True)
+        return stat(path, **options)
+
+    monkeypatch.setattr(Path, "stat", removed)
+    found = {number for number, _ in participations.sessions()}
+    assert found == {session(0), session(2)}
+
+
+def test_unreadable_folder_of_runs_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("no folder")
+    with pytest.raises(RefusalError, match="folder of runs cannot be used"):
+        list(ParticipationStore(tmp_path / "runs").sessions())

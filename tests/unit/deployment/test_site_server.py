@@ -470,7 +470,9 @@ def test_unpinned_key_directory_is_refused(place: Path, invitation: Invitation) 
         message = Invitation(os.urandom(16), invitation.study, str(theirs), invitation.versions)
         assert sentence(site, message)[0] == "policy.directory"
         garbage = Invitation(os.urandom(16), invitation.study, "hello", invitation.versions)
-        assert site.send(garbage).code == "site-error"
+        code, reason = sentence(site, garbage)
+        assert code == "malformed"
+        assert "the invitation's directory: a directory begins with" in reason
     finally:
         site.stop()
 
@@ -735,6 +737,26 @@ def test_invite_error_lists_each_site_problem(dealt: Path) -> None:
     }
     with pytest.raises(StudyError, match="3 of 3"):
         invite_sites(Line(lies), ready)
+
+
+@define
+class RepeatingLine:
+    """An exchange that yields replies as they are listed."""
+
+    replies: list[tuple[int, bytes]]
+
+    def exchange(self, broadcast: bytes, per_site: Any, timeout: object = None) -> Iterator[Any]:
+        yield from self.replies
+
+    def close(self) -> None: ...
+
+
+def test_second_reply_to_invitation_changes_nothing(dealt: Path) -> None:
+    ready = Federation.read(dealt / "study.toml").prepare()
+    session = ready.run_config.session
+    replies = [(n, encode(Acceptance(session, n, 80, {}))) for n in range(3)]
+    later = [*replies, (1, b"garbage"), (7, b"of no site")]
+    assert invite_sites(RepeatingLine([*replies, *later]), ready) == ()
 
 
 def test_all_runs_are_asked_for_before_a_refusal_is_told(dealt: Path) -> None:

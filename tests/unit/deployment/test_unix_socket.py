@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import define, field
@@ -179,6 +181,46 @@ def test_slow_bytes_do_not_extend_call_timeout(
             connection.sendall(CALL + struct.pack(">2Q", 8, 8) + bytes(16))
             assert ended(connection)
         assert echo.heard == 0
+
+
+@define
+class Listener:
+    """A listening socket that hands out given connections, and is then shut down."""
+
+    connections: list[socket.socket]
+
+    def accept(self) -> tuple[socket.socket, str]:
+        if not self.connections:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return self.connections.pop(0), ""
+
+
+def test_caller_without_a_user_is_turned_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    gone = socket.socket(socket.AF_UNIX)
+    gone.close()  # as on macOS, where a caller that has left has no user
+    door = SiteSocketServer(tmp_path / "s", said, {os.getuid()})
+    listener: Any = Listener([gone])
+    door.serve(listener)
+    assert caplog.messages == ["a caller was cut off: [Errno 9] Bad file descriptor"]
+
+
+def test_lack_of_threads_costs_one_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    pairs = [socket.socketpair() for _ in range(unix_socket.MAX_CONNECTIONS + 1)]
+    door = SiteSocketServer(tmp_path / "s", said, {os.getuid()})
+    listener: Any = Listener([ours for ours, _ in pairs])
+    door.serve(listener)
+    assert set(caplog.messages) == {"a caller was cut off: can't start new thread"}
+    for _, theirs in pairs:
+        with theirs:
+            assert ended(theirs)
 
 
 def test_silent_callers_block_nobody(echo: Echo) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from cohortium import grid as grids
 from cohortium import reporting
-from cohortium.errors import RecordError, RequestError, StoppedError, StudyError
+from cohortium.errors import CohortiumError, RecordError, RequestError, StoppedError, StudyError
 from cohortium.grid.paired import bootstrap
 from cohortium.runs.result import predictions_of
 from tests.support.command_line import PARTS, cohortium
@@ -209,6 +209,16 @@ def test_a_folder_with_another_study_is_left_alone(tmp_path: Path) -> None:
     (out / "sites=4" / "seed-1" / "study.toml").write_text("not a study")
     with pytest.raises(RequestError, match="holds something else"):
         cohortium("run", str(path), "--out", str(out))
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b'{"rounds": 1}'])
+def test_damaged_result_is_one_sentence(tmp_path: Path, content: bytes) -> None:
+    grid = grids.read(write(tmp_path, '[grid]\n"federation.sites" = [4]\n' + STUDY), [])
+    folder = tmp_path / "out" / "sites=4" / "seed-1"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_bytes(content)
+    with pytest.raises(CohortiumError, match=r"result\.json is damaged"):
+        grids.rows(grid, tmp_path / "out")
 
 
 FAILING = """

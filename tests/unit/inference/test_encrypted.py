@@ -164,6 +164,12 @@ def test_weights_beyond_the_modulus_are_refused(scheme: Scheme) -> None:
         EncryptedHead.of(scheme, np.full((1, 1), 300.0), np.zeros(1))
 
 
+@pytest.mark.parametrize("value", [2.0**18, np.nan])
+def test_bias_beyond_the_modulus_is_refused(scheme: Scheme, value: float) -> None:
+    with pytest.raises(RequestError, match="bias of a class is"):
+        EncryptedHead.of(scheme, np.ones((1, 1)), np.full(1, value))
+
+
 def test_network_that_is_not_one_layer_is_refused(run: Path) -> None:
     classifier, model = Classifier.open(run), CNN(width=2)
     net = model.build(classifier.spec, seed=1)

@@ -364,6 +364,7 @@ TWO = 'clinic = "127.0.0.1:9000"\nowner = "127.0.0.1:9001"\n'
         ('clinic = "127.0.0.1:9000"\n', 'owner must be "HOST:PORT"'),
         (TWO + "helper = 5\n", 'helper must be "HOST:PORT"'),
         (TWO.replace("9001", "99999"), 'owner must be "HOST:PORT"'),
+        (TWO.replace("9001", "0000099999"), 'owner must be "HOST:PORT"'),
         (TWO.replace("9001", "9000"), "two parties have one address"),
         (TWO + 'dealer = "127.0.0.1:9002"\n', "'dealer' is no party"),
         ("clinic = ", "is not valid TOML"),
@@ -380,6 +381,11 @@ def test_two_parties_have_no_helper(tmp_path: Path) -> None:
     assert list(Parties.read(path, "owner").addresses) == ["clinic", "owner"]
     with pytest.raises(RequestError, match="has no helper; add"):
         Parties.read(path, "helper")
+
+
+def test_parties_of_this_machine_may_have_ipv6_addresses(tmp_path: Path) -> None:
+    text = TWO.replace("127.0.0.1", "[::1]")
+    Parties.read(write(tmp_path, text), "clinic").require_loopback()
 
 
 def test_other_machines_need_tls(tmp_path: Path) -> None:

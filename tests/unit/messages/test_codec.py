@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cohortium.errors import MessageError
 from cohortium.messages.codec import MAGIC, Message, decode, decode_either, encode
+from cohortium.messages.deployment import Acceptance
 from cohortium.messages.run import Refusal, Reply, Request
 
 
@@ -98,3 +99,9 @@ def test_state_of_a_plan_is_finite(number: float) -> None:
     sent = msgspec.structs.replace(REQUEST, plan_state=(1.0, number))
     with pytest.raises(MessageError, match="float"):
         decode(encode(sent), Request)
+
+
+@pytest.mark.parametrize("versions", [{"torch": "1" * 300}, {"t" * 300: "1"}])
+def test_versions_of_another_party_are_short(versions: dict[str, str]) -> None:
+    with pytest.raises(MessageError, match="not a well-formed Acceptance"):
+        decode(encode(Acceptance(bytes(16), 0, 0, versions)), Acceptance)

@@ -26,6 +26,7 @@ from cohortium_phantom import PhantomFields
 from cohortium_segmentation import Segmentation
 from cohortium_unet import UNet
 from tests.support.federations import tiny_federation
+from tests.support.flipped_bytes import refusals
 
 FIELDS = PhantomFields(labels="masks", examples=12, validation=4, test=6)
 
@@ -127,3 +128,12 @@ def test_damaged_masks_are_refused_in_one_sentence(
     (copy / MASK_EXAMPLES).write_bytes(data)
     with pytest.raises(RecordError, match=r"mask_examples\.npz is damaged: it holds no images"):
         reporting.render([reporting.read(copy)])
+
+
+def test_any_wrong_byte_is_refused_in_a_sentence(tmp_path: Path) -> None:
+    path = tmp_path / MASK_EXAMPLES
+    path.parent.mkdir()
+    rng = np.random.default_rng(0)
+    path.write_bytes(archive(**{k: rng.integers(0, 2, a.shape, np.uint8) for k, a in GOOD.items()}))
+    found = refusals(path, lambda: mask_pictures(tmp_path), RecordError, every=3)
+    assert set(found) == {f"{path} is damaged: it holds no images with masks."}

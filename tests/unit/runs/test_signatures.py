@@ -137,6 +137,15 @@ def test_changed_signature_is_not_valid(run: Path, change: dict[str, object]) ->
     assert "NOT validly signed" in summarize((seen,))
 
 
+@pytest.mark.parametrize("field", ["signature", "key", "session", "result_sha256"])
+def test_digits_with_an_end_of_line_are_no_signature(run: Path, field: str) -> None:
+    sign_result(run, SITE, site=1, releases=releases(run))
+    (made,) = json.loads((run / SIGNATURES).read_text())
+    (run / SIGNATURES).write_text(json.dumps([made | {field: made[field] + "\n"}]))
+    with pytest.raises(RecordError, match="is damaged: it holds no signatures"):
+        seen_signatures(run, DIRECTORY)
+
+
 def test_signature_is_of_every_byte_of_the_result(run: Path) -> None:
     sign_result(run, LEAD)
     path = run / "result.json"

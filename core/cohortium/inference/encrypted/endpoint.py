@@ -27,13 +27,28 @@ def parse_listen(text: str) -> tuple[str, int]:
     Raises:
         RequestError: The text has another form.
     """
-    host, colon, port = text.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    is_port = port.isascii() and port.isdigit() and len(port) <= len(str(_MAX_PORT))
-    if not (colon and is_host(host) and is_port and int(port) <= _MAX_PORT):
+    found = split_address(text)
+    if found is None:
         raise RequestError(
             f"--listen must be HOST:PORT, such as 127.0.0.1:8443, not '{text[:100]}'."
         )
+    return found
+
+
+def split_address(text: str) -> tuple[str, int] | None:
+    """Return the host and the port of HOST:PORT, or None for a text of another form.
+
+    A host with colons (IPv6) is in brackets, which the result lacks.
+
+    Examples:
+        >>> split_address("[::1]:9000")
+        ('::1', 9000)
+    """
+    host, _, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    is_port = port.isascii() and port.isdigit() and len(port) <= len(str(_MAX_PORT))
+    if not (is_host(host) and is_port and int(port) <= _MAX_PORT):
+        return None
     return host, int(port)
 
 

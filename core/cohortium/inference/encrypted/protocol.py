@@ -61,6 +61,7 @@ MAX_WEIGHT_NORM: Final = 2.0**8
 """Largest norm of the weights of an output. With both bounds no output exceeds the modulus."""
 
 MAX_BIAS: Final = 2.0**17
+"""Largest absolute bias of an output, which leaves room for it in the modulus."""
 
 _NOISE_FACTOR: Final = 32
 """Bound of the noise in units of the weights' scaled norm.
@@ -215,10 +216,16 @@ class EncryptedHead:
             RequestError: The weights are too large for the parameters of the encryption.
         """
         norm = float(np.linalg.norm(weights, axis=1).max())
-        if not (norm <= MAX_WEIGHT_NORM and float(np.abs(bias).max()) <= MAX_BIAS):
+        largest_bias = float(np.abs(bias).max())
+        if not norm <= MAX_WEIGHT_NORM:
             raise RequestError(
                 f"the weights of a class have a norm of {norm:g}, and encrypted inference takes "
                 f"{MAX_WEIGHT_NORM:g}; train with a larger norm of the features."
+            )
+        if not largest_bias <= MAX_BIAS:
+            raise RequestError(
+                f"the bias of a class is {largest_bias:g}, and encrypted inference takes "
+                f"{MAX_BIAS:g}; train again, with a smaller learning rate."
             )
         classes, features = weights.shape
         encoder = scheme.api.CKKSEncoder(scheme.context)

@@ -73,8 +73,8 @@ class ServedHead:
 def _linear(classifier: Classifier, inputs: Tensor) -> tuple[HeadForm, Tensor, Tensor]:
     """Return the weights (K, D) and the bias (K,) of a network that is affine in its features.
 
-    The network maps the identity and zero, so the form of the
-    network does not matter. Random features confirm the result.
+    The network maps zero, which gives the bias, and the identity, which gives the weights. So its
+    layers may have any form. Random features confirm that it is affine.
     """
     import torch
 

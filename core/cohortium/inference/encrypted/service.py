@@ -209,11 +209,8 @@ class InferenceServer(ThreadingHTTPServer):
         if not self.connections.take(address):
             self.shutdown_request(request)
             return
-        watch = threading.Timer(REQUEST_SECONDS, _cut, (request,))
-        watch.daemon = True
-        watch.start()
+        connection, watch = request, _watch(request)
         try:
-            connection = request
             if self.tls is not None:
                 # A handshake waits for the client, so it is made here and not in the accepting
                 # thread.
@@ -221,13 +218,12 @@ class InferenceServer(ThreadingHTTPServer):
                     request, server_side=True, do_handshake_on_connect=False
                 )
                 watch.cancel()
-                watch = threading.Timer(REQUEST_SECONDS, _cut, (connection,))
-                watch.daemon = True
-                watch.start()
+                watch = _watch(connection)
                 connection.do_handshake()
             super().process_request_thread(connection, client_address)
         except (OSError, ValueError):
-            self.shutdown_request(request)
+            # After `wrap_socket`, this one alone has the connection.
+            self.shutdown_request(connection)
         finally:
             watch.cancel()
             self.connections.leave(address)
@@ -239,6 +235,14 @@ class InferenceServer(ThreadingHTTPServer):
         kind = sys.exc_info()[0]
         if kind is not None and not issubclass(kind, OSError | ValueError):
             _LOG.error("a request failed with %s.", kind.__name__)
+
+
+def _watch(connection: socket.socket) -> threading.Timer:
+    """Return a running timer that ends a connection after the time of a request."""
+    watch = threading.Timer(REQUEST_SECONDS, _cut, (connection,))
+    watch.daemon = True
+    watch.start()
+    return watch
 
 
 def _cut(connection: socket.socket) -> None:

@@ -44,12 +44,12 @@ def recompute_scores(classifier: Classifier) -> bool:
     if result.get("scores") is None or not (classifier.folder / PREDICTIONS).exists():
         return False
     predictions = predictions_of(classifier.folder)
-    found = attrs.asdict(predictions.scores)
-    found["groups"] = list(_by_group(predictions))
     try:
+        found = attrs.asdict(predictions.scores)
+        found["groups"] = list(_by_group(predictions))
         pairs = zip(_figures(found), _figures(result["scores"]), strict=True)
         is_same = all(_is_close(one, other) for one, other in pairs)
-    except (KeyError, TypeError, ValueError):
+    except (IndexError, KeyError, TypeError, ValueError):  # predictions of another task, or labels
         is_same = False
     if not is_same:
         raise DataError(

@@ -18,12 +18,14 @@ Role = Literal["clinic", "owner", "helper"]
 ROLES: Final[tuple[Role, ...]] = ("clinic", "owner", "helper")
 """Roles by rank. Two parties have no helper."""
 
-_MAX_PORT: Final = (1 << 16) - 1
-
 
 @frozen
 class Parties:
-    """The addresses of the parties, HOST:PORT, by role."""
+    """The addresses of the parties.
+
+    Attributes:
+        addresses: HOST:PORT of each party, by role.
+    """
 
     addresses: dict[Role, str]
 
@@ -61,9 +63,15 @@ class Parties:
         Raises:
             RequestError: An address is not of this machine.
         """
-        for address in self.addresses.values():
-            host = address.rpartition(":")[0]
+        for role in self.addresses:
+            host, _ = self.place(role)
             endpoint.require_loopback(host, "give --certificate and the authority of the parties")
+
+    def place(self, role: Role) -> tuple[str, int]:
+        """Return the host, without brackets, and the port of a party."""
+        found = endpoint.split_address(self.addresses[role])
+        assert found is not None, "`read` has refused other addresses"
+        return found
 
 
 @frozen
@@ -109,8 +117,7 @@ class TlsFiles:
 
 
 def _address(given: Any, name: str, path: Path) -> str:
-    host, _, port = given.rpartition(":") if isinstance(given, str) else ("", "", "")
-    is_port = port.isascii() and port.isdigit() and 0 < int(port[:6]) <= _MAX_PORT
-    if not endpoint.is_host(host.strip("[]")) or not is_port:
+    found = endpoint.split_address(given) if isinstance(given, str) else None
+    if found is None or not found[1]:
         raise RequestError(f'{path}: {name} must be "HOST:PORT", such as {name} = "10.0.0.1:9000".')
     return str(given)

@@ -73,7 +73,7 @@ class Participation:
         Raises:
             RequestError: The Python cannot be started, or the address cannot be used.
         """
-        _require_free(self.parties.addresses[self.role])
+        _require_free(*self.parties.place(self.role))
         job = {
             "rank": ROLES.index(self.role),
             "addresses": list(self.parties.addresses.values()),
@@ -235,23 +235,22 @@ def _read(net: Any, model: Model, spec: DataSpec) -> SharedNetwork:
     return read_network(net, tuple(inputs.shape[1:]))
 
 
-def _require_free(address: str) -> None:
+def _require_free(host: str, port: int) -> None:
     """Refuse an address at which this party cannot listen.
 
     Raises:
         RequestError: Another program listens there, or it is not of this machine.
     """
-    host, _, port = address.rpartition(":")
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(
-            host.strip("[]"), int(port), type=socket.SOCK_STREAM
-        )[0]
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[
+            0
+        ]
         with socket.socket(family, kind, protocol) as tried:
             # As the library does, so that a port in TIME_WAIT is free.
             tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             tried.bind(place)
     except OSError as error:
         raise RequestError(
-            f"cannot listen at {address} ({error.strerror or error}); give this party an address "
-            "of this machine in its parties' file."
+            f"cannot listen at {host}, port {port} ({error.strerror or error}); give this party an "
+            "address of this machine in its parties' file."
         ) from error
