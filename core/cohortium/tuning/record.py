@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from cohortium.errors import RecordError, RequestError, RunError
-from cohortium.reporting.reading import read_bytes
 from cohortium.runs.run_directory import SEARCH
 from cohortium.storage.atomic import UNFINISHED, atomic_create, atomic_write
+from cohortium.storage.bounded_read import read_if_present
 from cohortium.tuning.plain import as_plain, with_infinity
 from cohortium.tuning.prices import TuningPlan
 from cohortium.tuning.scores import Choice
@@ -84,7 +84,7 @@ def _encode(content: object) -> bytes:
 
 
 def _read(path: Path, kind: type[T]) -> T | None:
-    data = read_bytes(path, MAX_BYTES)
+    data = read_if_present(path, MAX_BYTES, RecordError)
     if data is None:
         return None
     try:
