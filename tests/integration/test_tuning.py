@@ -24,6 +24,7 @@ from cohortium.inference.classifier import Classifier
 from cohortium.inference.export.card import Exported, model_card
 from cohortium.ledger.cost import AttemptCost, PrivacyScope
 from cohortium.ledger.ledger import Ledger
+from cohortium.runs.run_state import RunState
 from cohortium.runs.signatures import seen_signatures
 from cohortium.tuning import CandidateScore, TuningPlan, TuningResult, read_plan, tune
 from cohortium_fedavg import FedAvg
@@ -128,6 +129,38 @@ def test_signed_search_continues_with_its_key_alone(tuned: TuningResult, tmp_pat
     with pytest.raises(RequestError, match="finished without a signature; leave --sign-with out"):
         tune(study, search_of(study), folder, signing_key=LEAD)
     tune(study, search_of(study), folder)
+
+
+def test_lost_evaluation_of_the_final_run_is_stated(
+    tuned: TuningResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, folder = searched(), tmp_path / "search"
+    shutil.copytree(tuned.folder, folder)
+    (folder / "result.json").unlink()
+    shutil.rmtree(folder / "final")
+    begin = RunState.start_attempt
+
+    def interrupted(state: RunState, attempt: int) -> None:
+        begin(state, attempt)
+        if state.prepared.federation.measurement is not None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunState, "start_attempt", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tune(study, search_of(study), folder, signing_key=LEAD)
+    assert not (folder / "result.json").exists()
+    found = tune(study, search_of(study), folder, signing_key=LEAD)
+    assert found.is_evaluation_lost
+    assert not tuned.is_evaluation_lost
+    assert found.final.rounds == 3
+    assert found.plan.prices == tuned.plan.prices
+    assert not (folder / "final" / "evaluation" / "result.json").exists()
+    assert (folder / "final" / "report.html").exists()
+    assert json.loads((folder / "result.json").read_text()) == found.as_json()
+    assert found.as_json()["final"]["is_evaluation_lost"]
+    assert "its ε counts as spent, and it has no score." in (folder / "table.md").read_text("utf-8")
+    assert "counts as spent" not in (tuned.folder / "table.md").read_text("utf-8")
 
 
 @pytest.mark.slow

@@ -160,6 +160,8 @@ def _shown(epsilon: float) -> str:
 
 
 def _print_result(result: TuningResult) -> None:
+    from cohortium.tuning.scores import LOST
+
     final, folder = result.final, result.folder
     rows = [
         ("chosen", result.choice.chosen),
@@ -173,6 +175,8 @@ def _print_result(result: TuningResult) -> None:
 
         name = f"test {metric_name(final.scores.main_metric)}"
         rows.insert(1, (name, f"{final.scores.main:.2%}"))
+    if result.is_evaluation_lost:
+        rows.append(("lost", LOST))
     for label, value in rows:
         typer.echo(sanitize(f"{label:>14}  {value}"))
 

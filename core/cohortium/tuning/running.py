@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 from cohortium import reporting
-from cohortium.errors import RecordError, RequestError, RunError, StoppedError
+from cohortium.errors import (
+    AttemptsSpentError,
+    RecordError,
+    RequestError,
+    RunError,
+    StoppedError,
+)
 from cohortium.reporting.reading import read_result
 from cohortium.runs.result import BEST, EVALUATION
 from cohortium.runs.run_directory import CHECKPOINT, LEDGER, has_run, is_finished
@@ -115,13 +121,15 @@ def tune(
         if choice is None:
             choice = search.choose(scored)
             record.write(folder, record.CHOICE, choice)
-        search.run_final(choice)
+        is_lost = search.run_final(choice)
     except StoppedError as error:
         raise StoppedError("the search was stopped; the same command continues it.") from error
     final = read_result(folder / FINAL / "result.json")
     if final is None:
         raise RecordError(f"{folder / FINAL} has no result, though its run is finished.")
-    result = TuningResult(plan=plan, choice=choice, final=final, folder=folder)
+    result = TuningResult(
+        plan=plan, choice=choice, final=final, is_evaluation_lost=is_lost, folder=folder
+    )
     record.write(folder, record.TABLE, result.markdown())
     # Last: it says that the search is finished.
     record.write(folder, record.RESULT, result.as_json())
@@ -211,10 +219,22 @@ class _Search:
             )
         return choice
 
-    def run_final(self, choice: Choice) -> None:
-        """Run the study with the chosen settings, unless it is finished."""
+    def run_final(self, choice: Choice) -> bool:
+        """Run the study with the chosen settings, unless it is finished.
+
+        Returns:
+            Whether the run is finished, and its evaluation is lost: no attempt is left for it.
+        """
         study = final_study(self.federation, self.tuning, self.plan, choice.chosen)
-        self._run(study, self.folder / FINAL, self.signing_key)
+        folder = self.folder / FINAL
+        try:
+            self._run(study, folder, self.signing_key)
+        except AttemptsSpentError:
+            if not is_finished(folder):
+                raise
+            reporting.write([folder])
+            return True
+        return False
 
     def _candidate(self, number: int, name: str) -> CandidateScore:
         """Run one candidate, unless it is finished, and return its score.
