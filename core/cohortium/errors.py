@@ -11,6 +11,7 @@ CohortiumError
 ├── RecordError              a run directory is missing or damaged
 ├── PrivacyError             a guarantee cannot be given
 ├── RunError                 a run had started and failed
+│   ├── AttemptsSpentError   no round is complete, and no attempt is left
 │   ├── BrokenNetworkError   its network failed
 │   └── TooFewSitesError     too few sites replied
 ├── StoppedError             a run was stopped, and can be resumed
@@ -96,6 +97,10 @@ class RunError(CohortiumError):
     """A run that had started and cannot continue."""
 
     exit_code = 1
+
+
+class AttemptsSpentError(RunError):
+    """A run without a complete round, of which no attempt is left. Nothing can continue it."""
 
 
 class BrokenNetworkError(RunError):

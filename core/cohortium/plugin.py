@@ -100,6 +100,7 @@ from cohortium.learning.batch_sampling import (
     shuffled_batches,
 )
 from cohortium.learning.heads import linear_head, whitened_linear_head
+from cohortium.learning.image_axes import require_two_axes
 from cohortium.learning.image_parts import part_shares
 from cohortium.learning.local_training import LocalTraining, local_workload
 from cohortium.learning.optimizers import (
@@ -373,6 +374,7 @@ __all__ = [
     "require_no_batch_mixing",
     "require_per_example_gradients",
     "require_public_images",
+    "require_two_axes",
     "resize_image",
     "roc_auc",
     "roc_curve",

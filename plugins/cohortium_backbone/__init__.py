@@ -22,6 +22,7 @@ from cohortium.plugin import (
     hookimpl,
     linear_head,
     require_public_images,
+    require_two_axes,
     scale_to_norm,
     whitened_linear_head,
 )
@@ -149,11 +150,7 @@ class Backbone:
             StudyError: The images are volumes.  Or a file is missing or another one.
             NetworkError: The architecture cannot be made.
         """
-        if len(size := images.shape[2:]) != AXES:
-            raise StudyError(
-                f"model 'backbone' takes images of {AXES} axes, and these have {len(size)}; use "
-                "'cnn', 'dpresnet' or 'resnet18' for volumes."
-            )
+        require_two_axes(images.shape[2:], model="backbone")
         if self.learn != "head":
             return images
         body = self._frozen_body.to(images.device)

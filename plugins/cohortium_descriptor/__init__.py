@@ -24,6 +24,7 @@ from cohortium.plugin import (
     hookimpl,
     linear_head,
     require_public_images,
+    require_two_axes,
     scale_to_norm,
     whitened_linear_head,
 )
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 COHORTIUM_API = 1
-
-AXES = 2
-"""Axes of an image: height and width."""
 
 MAX_FEATURES = 1 << 20
 """Most features of an image.  With more, its histograms would hardly have a pixel for each bin."""
@@ -143,11 +141,7 @@ class Descriptor:
         Raises:
             StudyError: The images are volumes.
         """
-        if len(size := images.shape[2:]) != AXES:
-            raise StudyError(
-                f"model 'descriptor' takes images of {AXES} axes, and these have {len(size)}; use "
-                "'cnn', 'dpresnet' or 'resnet18' for volumes."
-            )
+        require_two_axes(images.shape[2:], model="descriptor")
         blocks = self._blocks(images)
         if self.center_on is None:
             return blocks[0]

@@ -26,14 +26,13 @@ from cohortium.plugin import (
     hookimpl,
     linear_head,
     part_shares,
+    require_two_axes,
     scale_to_norm,
     to_unit_range,
     whitened_linear_head,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from torch import Tensor, nn
 
 COHORTIUM_API = 1
@@ -43,9 +42,6 @@ MAX_STAGES = 64
 
 BLANK_SIDE = 32
 """Side of the blank image that shows how many features the network has."""
-
-AXES = 2
-"""Axes of an image: height and width."""
 
 MAX_REFERENCES = 1500
 """Images from which the variation of features is computed.  More would improve it little."""
@@ -157,7 +153,7 @@ class Pretrained:
             StudyError: The images are volumes.  Or the network is trained on masks, and a parameter
                 is for features.  Or `parts` gives another shape than one share for each pixel.
         """
-        _require_axes(images.shape[2:])
+        require_two_axes(images.shape[2:], model="pretrained")
         net, learned = self._trained
         if _has_masks(learned):
             from cohortium_pretrained._network import pixel_shares
@@ -192,7 +188,7 @@ class Pretrained:
             )
         features, classes = trained.head.in_features, len(spec.classes)
         if self.trainable == "head":
-            _require_axes(spec.size)
+            require_two_axes(spec.size, model="pretrained")
             blank = trained.head.weight.new_zeros(1, learned.channels, BLANK_SIDE, BLANK_SIDE)
             features = self.components or self._pooled(trained, blank, blank).shape[1]
         if self.private_whitening:
@@ -353,14 +349,6 @@ class Pretrained:
 def _has_masks(spec: DataSpec) -> bool:
     """Return whether the images of `spec` have a class for each pixel."""
     return len(spec.output_shape) > 1
-
-
-def _require_axes(size: Sequence[int]) -> None:
-    if len(size) != AXES:
-        raise StudyError(
-            f"model 'pretrained' takes images of {AXES} axes, and these have {len(size)}; use "
-            "'cnn', 'dpresnet' or 'resnet18' for volumes."
-        )
 
 
 @hookimpl

@@ -17,9 +17,9 @@ from cohortium.plugin import (
     DataSpec,
     Model,
     Offer,
-    StudyError,
     hookimpl,
     linear_head,
+    require_two_axes,
     scale_to_norm,
 )
 
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 COHORTIUM_API = 1
-
-AXES = 2
-"""Axes of an image: height and width."""
 
 MAX_MAPS = 1 << 13
 """Most maps of one channel, a hundred times the usual number."""
@@ -96,11 +93,7 @@ class ScatterNet:
 
         from cohortium_scatternet._scattering import scattering
 
-        if len(size := images.shape[2:]) != AXES:
-            raise StudyError(
-                f"model 'scatternet' takes images of {AXES} axes, and these have {len(size)}; use "
-                "'cnn', 'dpresnet' or 'resnet18' for volumes."
-            )
+        require_two_axes(images.shape[2:], model="scatternet")
         rows = scattering(  # (N, C, K, h, w)
             images, scales=self.scales, angles=self.angles, banks=self._bank
         )

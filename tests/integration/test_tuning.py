@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,15 @@ import pytest
 
 import cohortium
 from cohortium import Federation, Tuning, reporting
+from cohortium.crypto.randomness import Randomness
+from cohortium.crypto.signing import SigningKey
 from cohortium.errors import RecordError, RequestError, RunError, StoppedError
 from cohortium.inference.classifier import Classifier
 from cohortium.inference.export.card import Exported, model_card
 from cohortium.ledger.cost import AttemptCost, PrivacyScope
 from cohortium.ledger.ledger import Ledger
+from cohortium.runs.run_state import RunState
+from cohortium.runs.signatures import seen_signatures
 from cohortium.tuning import CandidateScore, TuningPlan, TuningResult, read_plan, tune
 from cohortium_fedavg import FedAvg
 from cohortium_phantom import Phantom
@@ -30,6 +35,7 @@ from tests.support.study_files import PATHS
 if TYPE_CHECKING:
     from pathlib import Path
 
+LEAD, OTHER = (SigningKey.generate(Randomness.insecure_from_seed(seed)) for seed in (1, 2))
 SCOPE = PrivacyScope(unit="example", against="everyone")
 
 
@@ -41,8 +47,8 @@ def charged(folder: Path, account: str = "site {}") -> list[Counter[AttemptCost]
 
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> TuningResult:
-    study = searched()
-    return cohortium.tune(study, search_of(study), tmp_path_factory.mktemp("searches") / "tuned")
+    study, folder = searched(), tmp_path_factory.mktemp("searches") / "tuned"
+    return cohortium.tune(study, search_of(study), folder, signing_key=LEAD)
 
 
 def test_ledger_of_each_site_equals_the_stated_price(tuned: TuningResult) -> None:
@@ -98,6 +104,63 @@ def test_finished_search_is_refused(tuned: TuningResult) -> None:
     study = searched()
     with pytest.raises(RequestError, match="is finished; its result is"):
         tune(study, search_of(study), tuned.folder)
+
+
+def test_final_run_and_its_evaluation_are_signed(tuned: TuningResult) -> None:
+    for folder in (tuned.folder / "final", tuned.folder / "final" / "evaluation"):
+        (seen,) = seen_signatures(folder)
+        assert (seen.is_valid, seen.made.key) == (True, LEAD.public.hex())
+    for score in tuned.choice.scores:
+        assert seen_signatures(tuned.folder / score.run) == ()
+
+
+def test_signed_search_continues_with_its_key_alone(tuned: TuningResult, tmp_path: Path) -> None:
+    study, folder = searched(), tmp_path / "search"
+    shutil.copytree(tuned.folder, folder)
+    # As after a kill at the very end.
+    (folder / "result.json").unlink()
+    for key in (None, OTHER):
+        with pytest.raises(RequestError, match=f"begins with '{LEAD.public.hex()[:16]}"):
+            tune(study, search_of(study), folder, signing_key=key)
+    found = tune(study, search_of(study), folder, signing_key=LEAD)
+    assert found.final.weights_sha256 == tuned.final.weights_sha256
+    for name in ("result.json", "signer", "final/signatures.json"):
+        (folder / name).unlink()
+    with pytest.raises(RequestError, match="finished without a signature; leave --sign-with out"):
+        tune(study, search_of(study), folder, signing_key=LEAD)
+    tune(study, search_of(study), folder)
+
+
+def test_lost_evaluation_of_the_final_run_is_stated(
+    tuned: TuningResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, folder = searched(), tmp_path / "search"
+    shutil.copytree(tuned.folder, folder)
+    (folder / "result.json").unlink()
+    shutil.rmtree(folder / "final")
+    begin = RunState.start_attempt
+
+    def interrupted(state: RunState, attempt: int) -> None:
+        begin(state, attempt)
+        if state.prepared.federation.measurement is not None:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunState, "start_attempt", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            tune(study, search_of(study), folder, signing_key=LEAD)
+    assert not (folder / "result.json").exists()
+    found = tune(study, search_of(study), folder, signing_key=LEAD)
+    assert found.is_evaluation_lost
+    assert not tuned.is_evaluation_lost
+    assert found.final.rounds == 3
+    assert found.plan.prices == tuned.plan.prices
+    assert not (folder / "final" / "evaluation" / "result.json").exists()
+    assert (folder / "final" / "report.html").exists()
+    assert json.loads((folder / "result.json").read_text()) == found.as_json()
+    assert found.as_json()["final"]["is_evaluation_lost"]
+    assert "its ε counts as spent, and it has no score." in (folder / "table.md").read_text("utf-8")
+    assert "counts as spent" not in (tuned.folder / "table.md").read_text("utf-8")
 
 
 @pytest.mark.slow

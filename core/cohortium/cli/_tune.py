@@ -10,6 +10,7 @@ import typer
 
 from cohortium.cli import _printing
 from cohortium.cli._options import Overrides
+from cohortium.cli._sign_with import SignWith, print_signer, read_key
 from cohortium.cli._stopping import stop_on_signal
 from cohortium.cli._streams import json_text
 from cohortium.privacy.guarantee import rounded_up
@@ -33,6 +34,7 @@ def tune(
     plan_only: Annotated[
         bool, typer.Option("--plan", help="Print the price, and run nothing.")
     ] = False,
+    sign_with: SignWith = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only price and result.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -46,11 +48,13 @@ def tune(
       cohortium tune study.toml --share 0.2 --plan
       cohortium tune study.toml --share 0.2
       cohortium tune study.toml --set privatizer.epsilon=3 --out runs/tuned-3
+      cohortium tune study.toml --sign-with lead.pem
     """
     from cohortium import tuning as tunings
     from cohortium.storage.writable import check_directory_writable
     from cohortium.tuning.reading import ignored_keys
 
+    key = read_key(sign_with)
     federation, tuning = tunings.read(study, overrides or [], share=share)
     if not as_json:
         for sentence in ignored_keys(study, overrides or []):
@@ -81,11 +85,13 @@ def tune(
             stop=stop,
             planned=planned,
             scored=scored,
+            signing_key=key,
         )
     if as_json:
         typer.echo(json_text(result.as_json()))
     else:
         _print_result(result)
+        print_signer(key)
 
 
 def plan_file(study: Path, overrides: list[str] | None, *, as_json: bool) -> None:
@@ -154,6 +160,8 @@ def _shown(epsilon: float) -> str:
 
 
 def _print_result(result: TuningResult) -> None:
+    from cohortium.tuning.scores import LOST
+
     final, folder = result.final, result.folder
     rows = [
         ("chosen", result.choice.chosen),
@@ -167,6 +175,8 @@ def _print_result(result: TuningResult) -> None:
 
         name = f"test {metric_name(final.scores.main_metric)}"
         rows.insert(1, (name, f"{final.scores.main:.2%}"))
+    if result.is_evaluation_lost:
+        rows.append(("lost", LOST))
     for label, value in rows:
         typer.echo(sanitize(f"{label:>14}  {value}"))
 

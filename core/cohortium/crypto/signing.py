@@ -40,6 +40,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from cohortium.errors import IdentityError
 from cohortium.storage.atomic import atomic_create, atomic_write
+from cohortium.storage.bounded_read import read_bounded
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -90,8 +91,8 @@ class SigningKey:
         Raises:
             IdentityError: The file is missing, has no such key, or others may read it.
         """
+        data = read_bounded(path, _MAX_BYTES, IdentityError, what="the key")
         try:
-            data = _contents(path)
             exposed = os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077
         except OSError as error:
             raise IdentityError(f"cannot read the key {path}: {error.strerror}.") from error
@@ -182,13 +183,15 @@ class KeyDirectory:
         Raises:
             IdentityError: The file cannot be read, or is not a directory.
         """
+        data = read_bounded(
+            path,
+            _MAX_BYTES,
+            IdentityError,
+            what="the directory",
+            remedy="put there the file that all sites have agreed on",
+        )
         try:
-            text = _contents(path).decode()
-        except OSError as error:
-            raise IdentityError(
-                f"cannot read the directory {path}: {error.strerror}; put there the file that all "
-                "sites have agreed on."
-            ) from error
+            text = data.decode()
         except UnicodeDecodeError:
             raise IdentityError(f"the directory {path} is not a text file in UTF-8.") from None
         try:
@@ -268,12 +271,3 @@ def _in_order(keys: dict[int, bytes], revoked: set[tuple[int, bytes]]) -> tuple[
         if site not in known:
             raise IdentityError(f"the directory does not list site {site}.")
     return tuple(keys.get(site) for site in range(len(known)))
-
-
-def _contents(path: Path) -> bytes:
-    with path.open("rb") as file:
-        # `read` reserves as many bytes as it is asked for before it reads one.
-        data = file.read(min(os.fstat(file.fileno()).st_size, _MAX_BYTES) + 1)
-    if len(data) > _MAX_BYTES:
-        raise IdentityError(f"{path} is larger than {_MAX_BYTES} bytes.")
-    return data

@@ -23,7 +23,7 @@ from cohortium.deployment.audit_trail import utc_now
 from cohortium.deployment.study_record import FORMAT, MAX_RUNS, Approval, StudyRecord
 from cohortium.errors import RefusalCode, RefusalError, RequestError, RunError
 from cohortium.storage.atomic import atomic_write, require_room, sweep
-from cohortium.storage.bounded_read import read_bounded
+from cohortium.storage.bounded_read import read_if_present
 from cohortium.storage.file_lock import exclusive
 from cohortium.text import is_printable
 
@@ -339,13 +339,11 @@ def _all(folder: Path) -> Iterator[StudyRecord]:
 
 
 def _read(path: Path) -> StudyRecord | None:
-    try:
-        data = read_bounded(path, MAX_FILE_BYTES)
-        record = msgspec.msgpack.decode(data[:MAX_FILE_BYTES], type=StudyRecord)
-    except FileNotFoundError:
+    data = read_if_present(path, MAX_FILE_BYTES, RunError)
+    if data is None:
         return None
-    except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}.") from error
+    try:
+        record = msgspec.msgpack.decode(data, type=StudyRecord)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise RunError(f"{path} is damaged, so the study is not approved.") from error
     if record.digest != path.name:

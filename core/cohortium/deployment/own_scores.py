@@ -138,13 +138,9 @@ def read_scores(folder: Path) -> tuple[StoredScore, ...]:
     """
     found = []
     for path in sorted(folder.glob("*.json")):
+        data = read_bounded(path, MAX_SCORES_BYTES, RunError, remedy="move it elsewhere")
         try:
-            data = read_bounded(path, MAX_SCORES_BYTES)
-            if len(data) > MAX_SCORES_BYTES:
-                raise RunError(f"{path} is larger than {MAX_SCORES_BYTES:,} bytes.")
             found.append(msgspec.json.decode(data, type=StoredScore))
-        except OSError as error:
-            raise RunError(f"cannot read {path}: {error.strerror}.") from error
         except (msgspec.MsgspecError, ValueError) as error:
             raise RunError(f"{path} is damaged; move it elsewhere.") from error
     return tuple(sorted(found, key=lambda each: each.written, reverse=True))

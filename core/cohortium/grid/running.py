@@ -16,6 +16,7 @@ from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.errors import CohortiumError, RequestError
 from cohortium.federation import Federation
+from cohortium.grid.shared_models import with_shared_models
 from cohortium.study import study_file, toml
 
 if TYPE_CHECKING:
@@ -76,8 +77,9 @@ def plan(grid: Grid, out: Path, only: Sequence[str] = ()) -> tuple[GridRun, ...]
     """
     catalog, runs = discover(), []
     grid.require_distinct(catalog)
-    for cell, seed in grid.select(only):
-        federation = cell.federation(seed, catalog)
+    selected = grid.select(only)
+    studies = with_shared_models(cell.federation(seed, catalog) for cell, seed in selected)
+    for (cell, seed), federation in zip(selected, studies, strict=True):
         folder = out / cell.name / f"seed-{seed}"
         state = _state(folder, federation, catalog)
         runs.append(

@@ -25,6 +25,7 @@ from cohortium.data.file_reader import ReadsFiles
 from cohortium.errors import DataError, PluginError, RequestError, StudyError
 from cohortium.inference.own_state import own_network, trainer_of
 from cohortium.inference.personal import Personal, read_adaptation
+from cohortium.inference.stored_images import require_stored_form
 from cohortium.learning.evaluation import predict
 from cohortium.learning.preprocessing import preprocess
 from cohortium.privacy.guarantee import Guarantee
@@ -234,11 +235,7 @@ class Classifier:
             DataError: The images are not of the type and shape on which the network was trained.
         """
         spec = self.spec
-        if images.dtype != spec.pixel_type or images.shape[1:] != spec.shape:
-            raise DataError(
-                f"the model takes {spec.pixel_type} images of shape {spec.shape}, channels first, "
-                f"not {images.dtype} of shape {images.shape[1:]}."
-            )
+        require_stored_form(images, spec)
         return predict(self.model, self.net, preprocess(self.model, images, spec), spec)
 
 

@@ -273,13 +273,9 @@ def read_adaptation(folder: Path) -> Adaptation | None:
     path = folder / PERSONAL
     if not is_personal(folder):
         return None
+    data = read_bounded(path, MAX_BYTES, DataError, remedy="adapt the model again")
     try:
-        data = read_bounded(path, MAX_BYTES)
-        if len(data) > MAX_BYTES:
-            raise DataError(f"{path} is larger than {MAX_BYTES:,} bytes; adapt the model again.")
         found = msgspec.json.decode(data, type=Adaptation)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}.") from error
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}); adapt the model again.") from error
     if found.format != FORMAT or not _is_consistent(found):

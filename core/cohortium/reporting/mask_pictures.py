@@ -13,7 +13,7 @@ from cohortium.data.npz_archive import reworded_faults
 from cohortium.errors import DataError, RecordError
 from cohortium.reporting.thumbnails import overlaid, picture_uri
 from cohortium.runs.mask_examples import COLOURS, MASK_EXAMPLES, MAX_EXAMPLES, MAX_SIDE
-from cohortium.storage.bounded_read import read_bounded
+from cohortium.storage.bounded_read import read_if_present
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,15 +45,12 @@ def mask_pictures(folder: Path) -> tuple[MaskPictures, ...]:
     """Return the pictures of the run in `folder`, none if it stored no masks.
 
     Raises:
-        RecordError: The file is damaged.
+        RecordError: The file is damaged, too large, or cannot be read.
     """
     path = folder / MASK_EXAMPLES
-    try:
-        data = read_bounded(path, MAX_BYTES)
-    except FileNotFoundError:
+    data = read_if_present(path, MAX_BYTES, RecordError)
+    if data is None:
         return ()
-    except OSError as error:
-        raise RecordError(f"cannot read {path}: {error.strerror}.") from error
     try:
         with reworded_faults(path):
             images, truth, called = _arrays(data)
@@ -78,7 +75,7 @@ def _arrays(data: bytes) -> tuple[NDArray[Any], ...]:
         ValueError: They are too large, or of another form.
     """
     with zipfile.ZipFile(BytesIO(data)) as archive:
-        if len(data) > MAX_BYTES or sum(i.file_size for i in archive.infolist()) > MAX_BYTES:
+        if sum(each.file_size for each in archive.infolist()) > MAX_BYTES:
             raise ValueError("too large")
     with np.load(BytesIO(data), allow_pickle=False) as stored:
         images, *masks = (stored[name] for name in ("images", "truth", "called"))

@@ -28,7 +28,7 @@ from cohortium.runs.history import Cell, History
 from cohortium.runs.holdout_scores import SiteScores
 from cohortium.runs.result import EVALUATION, OLDER, SITE_SCORES
 from cohortium.runs.signatures import SeenSignature, seen_signatures
-from cohortium.storage.bounded_read import read_bounded
+from cohortium.storage.bounded_read import read_if_present
 from cohortium.study import toml
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def _read(folder: Path) -> Record:
     return Record(
         folder=folder,
         study=study,
-        study_sha256=hashlib.sha256(read_bytes(path) or b"").hexdigest(),
+        study_sha256=hashlib.sha256(_content(path) or b"").hexdigest(),
         terms=_convert(study.get("federation", {}), Terms, where=f"{path} [federation]"),
         state=_state(result, happened),
         reason=happened.reason if result is None else "",
@@ -231,7 +231,7 @@ def read_site_scores(path: Path) -> tuple[SiteScores, ...]:
     Raises:
         RecordError: The file is damaged, or cannot be read.
     """
-    data = read_bytes(path)
+    data = _content(path)
     if data is None:
         return ()
     try:
@@ -300,7 +300,7 @@ def _events(path: Path) -> Iterator[tuple[float, object]]:
     A last line that was only partly written is left out.
     """
     kinds = {events.EVENT_NAMES[kind]: kind for kind in KINDS}
-    for number, line in enumerate((read_bytes(path) or b"").splitlines(keepends=True), start=1):
+    for number, line in enumerate((_content(path) or b"").splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             return
         where = f"{path} line {number}"
@@ -318,7 +318,7 @@ def read_result(path: Path) -> Summary | None:
     Raises:
         RecordError: It is damaged, or cannot be read.
     """
-    data = read_bytes(path)
+    data = _content(path)
     if data is None:
         return None
     raw = _decode(data, dict[str, Any], where=str(path))
@@ -355,25 +355,8 @@ def _fitting(started: RunStarted, where: str) -> RunStarted:
     return started
 
 
-def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes | None:
-    """Return the content of a record's file, or None if there is no file.
-
-    Args:
-        path: The file.
-        limit: Largest number of bytes.
-
-    Raises:
-        RecordError: The file cannot be read, or is larger than `limit`.
-    """
-    try:
-        data = read_bounded(path, limit)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise RecordError(f"cannot read {path}: {error.strerror}.") from error
-    if len(data) > limit:
-        raise RecordError(f"{path} is larger than {limit} bytes.")
-    return data
+def _content(path: Path) -> bytes | None:
+    return read_if_present(path, MAX_BYTES, RecordError)
 
 
 def _decode(data: bytes, kind: type[T], *, where: str) -> T:

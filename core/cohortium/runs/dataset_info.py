@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
 import msgspec
@@ -27,6 +27,8 @@ MAX_BYTES = 1 << 29
 
 A result has a row for each round.
 """
+
+_REMEDY: Final = "copy it anew from the run"
 
 _Read = TypeVar("_Read")
 
@@ -110,12 +112,8 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def _decoded(path: Path, kind: type[_Read]) -> _Read:
+    data = read_bounded(path, MAX_BYTES, DataError, remedy=_REMEDY)
     try:
-        data = read_bounded(path, MAX_BYTES)
-        if len(data) > MAX_BYTES:
-            raise DataError(f"{path} is larger than {MAX_BYTES} bytes; copy it anew from the run.")
         return msgspec.json.decode(data, type=kind)
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}.") from error
     except (msgspec.DecodeError, RecursionError) as error:
-        raise DataError(f"{path} is damaged ({error}); copy it anew from the run.") from error
+        raise DataError(f"{path} is damaged ({error}); {_REMEDY}.") from error

@@ -13,7 +13,7 @@ from cohortium import parameters
 from cohortium.catalog.provenance import collect_provenance
 from cohortium.crypto.randomness import Seeds
 from cohortium.data.group_scores import groupings, score_groups
-from cohortium.errors import RunError, StoppedError
+from cohortium.errors import AttemptsSpentError, StoppedError
 from cohortium.learning.evaluation import Evaluation
 from cohortium.roles.events import RoundCompleted, RunCompleted, RunFailed, RunStarted, SiteScored
 from cohortium.rounds.plan_with_prior import attack_bounds
@@ -210,7 +210,7 @@ class RunDriver:
     def _end(self, predictions: Predictions | None) -> Result:
         """Store the result after the last round, and notify the observers."""
         if not self.run_state.history:
-            raise RunError(
+            raise AttemptsSpentError(
                 "no round was finished, and all attempts that the study plans for are spent; begin "
                 "another run, with more retries."
             )

@@ -13,9 +13,9 @@ from cohortium.runs.checkpoint import Checkpoint, RunLog
 from cohortium.runs.result import EVALUATION, LAST, OLDER, RESULT
 from cohortium.runs.run_files import RunFiles, result_bytes
 from cohortium.runs.signatures import SIGNATURES, coordinator_signature
+from cohortium.runs.signer import name_signer, require_signer
 from cohortium.storage.atomic import UNFINISHED, require_room, sweep
 from cohortium.storage.writable import check_directory_writable, require_text
-from cohortium.text import truncate
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -81,7 +81,7 @@ class RunDirectory(RunFiles):
         try:
             # Check again: another process may have chosen the same folder.
             _require_no_run(path)
-            folder._name_signer()
+            name_signer(path / SIGNER, signing_key)
             folder._write(STUDY, study.encode())
             folder.log.log_opening()
         except BaseException:
@@ -116,7 +116,7 @@ class RunDirectory(RunFiles):
                 raise RunError(f"cannot write to {path}: {error.strerror}.") from error
             if not folder.log.is_complete:
                 try:
-                    folder._require_signer()
+                    require_signer(path / SIGNER, signing_key, result=path)
                 except BaseException:
                     folder.close()
                     raise
@@ -147,32 +147,6 @@ class RunDirectory(RunFiles):
             made = coordinator_signature(self.path, data, result.weights_sha256, self.signing_key)
             self._write(SIGNATURES, made)
         super().write_result(result)
-
-    def _name_signer(self) -> None:
-        """Store which key is to sign the result."""
-        if self.signing_key is None:
-            (self.path / SIGNER).unlink(missing_ok=True)  # of a process killed at its start
-        else:
-            self._write(SIGNER, self.signing_key.public.hex().encode() + b"\n")
-
-    def _require_signer(self) -> None:
-        """Refuse to continue without the key that is to sign the result."""
-        path = self.path / SIGNER
-        try:
-            named = path.read_bytes()[:1000].decode("ascii", "replace").strip()
-        except FileNotFoundError:
-            named = ""
-        except OSError as error:
-            raise RunError(f"cannot read {path}: {error.strerror}.") from error
-        given = "" if self.signing_key is None else self.signing_key.public.hex()
-        if named and given != named:
-            raise RequestError(
-                f"the result of {self.path} is to be signed with the key that begins with "
-                f"{truncate(named[:16])}; "
-                f"give it with --sign-with, or remove {path} and sign later with `cohortium sign`."
-            )
-        if given and not named:
-            self._name_signer()
 
     def close(self) -> None:
         """Close the directory, so that another process can open it."""

@@ -40,7 +40,7 @@ from cohortium.runs.stated_result import (
     StatedResult,
 )
 from cohortium.storage.atomic import atomic_write
-from cohortium.storage.bounded_read import read_bounded
+from cohortium.storage.bounded_read import read_if_present
 from cohortium.text import truncate
 
 if TYPE_CHECKING:
@@ -346,13 +346,11 @@ def _is_vouched(made: Signature, directory: KeyDirectory | None) -> bool | None:
 
 def _read(folder: Path) -> list[Signature]:
     path = folder / SIGNATURES
-    try:
-        data = read_bounded(path, _MAX_BYTES)
-        found = msgspec.json.decode(data[:_MAX_BYTES], type=list[Signature])
-    except FileNotFoundError:
+    data = read_if_present(path, _MAX_BYTES, RecordError)
+    if data is None:
         return []
-    except OSError as error:
-        raise RecordError(f"cannot read {path}: {error.strerror}.") from error
+    try:
+        found = msgspec.json.decode(data, type=list[Signature])
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         raise RecordError(f"{path} is damaged: it holds no signatures.") from error
     if len(found) > MAX_SIGNATURES:

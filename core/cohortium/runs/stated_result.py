@@ -11,13 +11,14 @@ from attrs import asdict, frozen
 from cohortium.errors import RecordError, RequestError
 from cohortium.runs.dataset_info import DATASET_INFO
 from cohortium.runs.result import RESULT
-from cohortium.storage.bounded_read import read_bounded
+from cohortium.storage.bounded_read import read_if_present
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
 _MAX_RESULT_BYTES: Final = 1 << 29
+_REMEDY: Final = "copy it anew from the run"
 
 _STUDY: Final = "study.toml"
 
@@ -111,17 +112,13 @@ class StatedResult:
             RecordError: The result is damaged, or cannot be read.
         """
         path = folder / RESULT
-        try:
-            data = read_bounded(path, _MAX_RESULT_BYTES)
-            if len(data) > _MAX_RESULT_BYTES:
-                raise RecordError(f"{path} is larger than {_MAX_RESULT_BYTES} bytes.")
-            found = msgspec.json.decode(data, type=_Stated)
-        except FileNotFoundError:
+        data = read_if_present(path, _MAX_RESULT_BYTES, RecordError, remedy=_REMEDY)
+        if data is None:
             return None
-        except OSError as error:
-            raise RecordError(f"cannot read {path}: {error.strerror}.") from error
+        try:
+            found = msgspec.json.decode(data, type=_Stated)
         except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-            raise RecordError(f"{path} is damaged; copy it anew from the run.") from error
+            raise RecordError(f"{path} is damaged; {_REMEDY}.") from error
         return cls(
             digests=Digests.of(folder, data, found.weights_sha256),
             session=found.session,

@@ -32,3 +32,23 @@ def exclusive(file: int) -> Iterator[None]:
         yield
     finally:
         fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def try_exclusive(file: int) -> bool:
+    """Take the lock of an open file without waiting, until the file is closed.
+
+    Args:
+        file: Descriptor of the file.
+
+    Returns:
+        Whether it is taken.  It is not if another process holds it, or where files have no locks.
+    """
+    if sys.platform == "win32":
+        return False
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True

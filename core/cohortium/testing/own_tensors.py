@@ -21,7 +21,7 @@ from cohortium.testing.probes import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from cohortium.roles.protocols import Trainer
     from cohortium.roles.values import LocalResult
@@ -55,7 +55,14 @@ def check_own_tensors(trainer: Trainer) -> str | None:
         "; choose others.",
     )
     net = samples.network()
-    personal = trainer.personalize(net, {**one.state, **own})
+    require_logits(trainer.personalize(net, {**one.state, **own}))
+    return None
+
+
+def require_logits(personal: nn.Module) -> None:
+    """Require that a personal network gives logits as the global one does."""
+    import torch
+
     with torch.no_grad():
         found = personal.eval()(torch.zeros(2, 3, samples.SIDE, samples.SIDE))
     ensure(
@@ -63,7 +70,6 @@ def check_own_tensors(trainer: Trainer) -> str | None:
         f"the personal network gives shape {tuple(found.shape)} for 2 images of "
         f"{len(samples.CLASSES)} classes; it must give logits as the global one does.",
     )
-    return None
 
 
 def _release(trainer: Trainer, round_: int, state: Mapping[str, Tensor]) -> LocalResult:

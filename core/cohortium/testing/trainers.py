@@ -14,7 +14,7 @@ from cohortium import parameters
 from cohortium.data.examples import Examples
 from cohortium.testing import samples
 from cohortium.testing.contract import Check, ensure
-from cohortium.testing.own_tensors import check_own_tensors
+from cohortium.testing.own_tensors import check_own_tensors, require_logits
 from cohortium.testing.probes import (
     COHORT,
     EXAMPLES,
@@ -254,7 +254,6 @@ def check_server(trainer: Trainer) -> None:
 
 def check_personal(trainer: Trainer) -> None:
     """The personal network takes the same inputs and gives the same classes."""
-    import torch
     from torch import nn
 
     net = samples.network()
@@ -266,13 +265,7 @@ def check_personal(trainer: Trainer) -> None:
         isinstance(own, nn.Module),
         f"personal gave a {type(own).__name__}; return a network, by default the one it was given.",
     )
-    with torch.no_grad():
-        found = own.eval()(torch.zeros(2, 3, samples.SIDE, samples.SIDE))
-    ensure(
-        tuple(found.shape) == (2, len(samples.CLASSES)),
-        f"the personal network gives shape {tuple(found.shape)} for 2 images of "
-        f"{len(samples.CLASSES)} classes; it must give logits as the global one does.",
-    )
+    require_logits(own)
 
 
 CHECKS: tuple[Check, ...] = (

@@ -11,6 +11,7 @@ from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.errors import StudyError
 from cohortium.grid.reading import build
+from cohortium.grid.shared_models import with_shared_models
 from cohortium.study import toml
 from cohortium.text import quote_key
 from cohortium.tuning.settings import Tuning
@@ -86,11 +87,14 @@ def read(
     found.require_distinct(catalog)
     (own,) = base.cells()
     seed = own.tables["federation"]["seed"]
-    studies = {cell.name: cell.federation(seed, catalog) for cell in found.cells()}
+    cells = (own, *found.cells())
+    built = with_shared_models(cell.federation(seed, catalog) for cell in cells)
+    federation, *candidates = built
+    studies = {cell.name: study for cell, study in zip(cells[1:], candidates, strict=True)}
     tuning: Tuning = construction.construct(
         Tuning, terms, where=where, what="the search", ready={"studies": studies}
     )
-    return own.federation(seed, catalog), tuning
+    return federation, tuning
 
 
 def ignored_keys(path: Path, overrides: Sequence[str]) -> tuple[str, ...]:

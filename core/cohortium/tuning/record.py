@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, TypeVar
 import msgspec
 
 from cohortium.errors import RecordError, RequestError, RunError
-from cohortium.reporting.reading import read_bytes
 from cohortium.runs.run_directory import SEARCH
+from cohortium.runs.signer import name_signer
 from cohortium.storage.atomic import UNFINISHED, atomic_create, atomic_write
+from cohortium.storage.bounded_read import read_if_present
 from cohortium.tuning.plain import as_plain, with_infinity
 from cohortium.tuning.prices import TuningPlan
 from cohortium.tuning.scores import Choice
@@ -22,7 +23,9 @@ from cohortium.tuning.scores import Choice
 if TYPE_CHECKING:
     from pathlib import Path
 
-CHOICE, RESULT, TABLE = "choice.json", "result.json", "table.md"
+    from cohortium.crypto.signing import SigningKey
+
+CHOICE, RESULT, TABLE, SIGNER = "choice.json", "result.json", "table.md", "signer"
 """Files in the folder of a search."""
 
 MAX_BYTES = 1 << 26
@@ -39,22 +42,28 @@ def read_plan(folder: Path) -> TuningPlan | None:
     return _read(folder / SEARCH, TuningPlan)
 
 
-def write_plan(folder: Path, plan: TuningPlan) -> None:
-    """Write the plan of a new search.
+def write_plan(folder: Path, plan: TuningPlan, signing_key: SigningKey | None = None) -> None:
+    """Write the plan of a new search, after the name of the key that is to sign its final run.
 
     Raises:
         RequestError: The folder has a search already, or is not empty.
         RunError: It cannot be written.
     """
-    if folder.exists() and any(each.suffix != UNFINISHED for each in folder.iterdir()):
+    if folder.exists() and any(map(_is_content, folder.iterdir())):
         raise RequestError(f"{folder} is not empty; give another folder with --out.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        name_signer(folder / SIGNER, signing_key)
         atomic_create(folder / SEARCH, _encode(plan))
     except FileExistsError as error:
         raise RequestError(f"another process has begun a search in {folder}.") from error
     except OSError as error:
         raise RunError(f"cannot write to {folder}: {error.strerror}.") from error
+
+
+def _is_content(path: Path) -> bool:
+    """Return whether a file is more than a leftover of a process that was killed at its start."""
+    return path.suffix != UNFINISHED and path.name != SIGNER
 
 
 def read_choice(folder: Path) -> Choice | None:
@@ -84,7 +93,7 @@ def _encode(content: object) -> bytes:
 
 
 def _read(path: Path, kind: type[T]) -> T | None:
-    data = read_bytes(path, MAX_BYTES)
+    data = read_if_present(path, MAX_BYTES, RecordError)
     if data is None:
         return None
     try:

@@ -5,14 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import field, frozen
 
 from cohortium import reporting
-from cohortium.errors import RecordError, RequestError, RunError, StoppedError
+from cohortium.errors import (
+    AttemptsSpentError,
+    RecordError,
+    RequestError,
+    RunError,
+    StoppedError,
+)
 from cohortium.reporting.reading import read_result
 from cohortium.runs.result import BEST, EVALUATION
 from cohortium.runs.run_directory import CHECKPOINT, LEDGER, has_run, is_finished
 from cohortium.runs.saved_weights import read_weights
+from cohortium.runs.signer import require_signer
 from cohortium.tuning import record
 from cohortium.tuning.planning import plan_tuning, search_digest
 from cohortium.tuning.scores import CandidateScore, Choice, TuningResult
@@ -22,6 +29,7 @@ from cohortium.tuning.studies import candidate_study, final_study, main_part, re
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from cohortium.crypto.signing import SigningKey
     from cohortium.data.splits import Splits
     from cohortium.federation import Federation
     from cohortium.roles.protocols import Observer
@@ -50,6 +58,7 @@ def tune(
     stop: Callable[[], bool] = _never_stop,
     planned: Callable[[TuningPlan], None] = _ignore,
     scored: Callable[[CandidateScore], None] = _ignore,
+    signing_key: SigningKey | None = None,
 ) -> TuningResult:
     """Choose settings by candidate runs, and run the study with the best, within its ε.
 
@@ -63,6 +72,8 @@ def tune(
         stop: Called before every attempt.  Once it returns true, the search stops there.
         planned: Receives the plan before the first round.
         scored: Receives each candidate's score.
+        signing_key: Key that signs the result of the final run, and that of its evaluation, as the
+            coordinator.  A search that began with a key continues with this key alone.
 
     Guarantees:
         The price of everything is in the plan, which is durable before the first round.
@@ -90,9 +101,10 @@ def tune(
     if plan is None:
         plan = plan_tuning(federation, tuning)
         planned(plan)
-        record.write_plan(folder, plan)
+        record.write_plan(folder, plan, signing_key)
     else:
         _require_same(plan, federation, tuning, splits, folder)
+        _require_signer(folder, signing_key)
         planned(plan)
     search = _Search(
         federation=federation,
@@ -102,19 +114,22 @@ def tune(
         part=main_part(splits),
         observers=observers,
         stop=stop,
+        signing_key=signing_key,
     )
     try:
         choice = record.read_choice(folder)
         if choice is None:
             choice = search.choose(scored)
             record.write(folder, record.CHOICE, choice)
-        search.run_final(choice)
+        is_lost = search.run_final(choice)
     except StoppedError as error:
         raise StoppedError("the search was stopped; the same command continues it.") from error
     final = read_result(folder / FINAL / "result.json")
     if final is None:
         raise RecordError(f"{folder / FINAL} has no result, though its run is finished.")
-    result = TuningResult(plan=plan, choice=choice, final=final, folder=folder)
+    result = TuningResult(
+        plan=plan, choice=choice, final=final, is_evaluation_lost=is_lost, folder=folder
+    )
     record.write(folder, record.TABLE, result.markdown())
     # Last: it says that the search is finished.
     record.write(folder, record.RESULT, result.as_json())
@@ -143,6 +158,21 @@ def _require_same(
         )
 
 
+def _require_signer(folder: Path, key: SigningKey | None) -> None:
+    """Refuse to continue without the key that is to sign, or with a key that comes too late.
+
+    Raises:
+        RequestError: The search began with another key, or its final run is finished without one.
+    """
+    final = folder / FINAL
+    if key is not None and is_finished(final) and not (folder / record.SIGNER).exists():
+        raise RequestError(
+            f"the run in {final} was finished without a signature; leave --sign-with out, and sign "
+            "it with `cohortium sign`."
+        )
+    require_signer(folder / record.SIGNER, key, result=final)
+
+
 @frozen(eq=False, kw_only=True)
 class _Search:
     """The runs of a search, each in a folder of its own.
@@ -155,6 +185,7 @@ class _Search:
         part: Part of the task's scores that has the main score.
         observers: Observers of every run's events.
         stop: Whether the user has asked to stop.
+        signing_key: Key that signs the result of the final run, or None.
     """
 
     federation: Federation
@@ -164,6 +195,7 @@ class _Search:
     part: str
     observers: Sequence[Observer]
     stop: Callable[[], bool]
+    signing_key: SigningKey | None = field(default=None, repr=False)
 
     def choose(self, scored: Callable[[CandidateScore], None]) -> Choice:
         """Run every candidate, and return the choice.
@@ -187,10 +219,22 @@ class _Search:
             )
         return choice
 
-    def run_final(self, choice: Choice) -> None:
-        """Run the study with the chosen settings, unless it is finished."""
+    def run_final(self, choice: Choice) -> bool:
+        """Run the study with the chosen settings, unless it is finished.
+
+        Returns:
+            Whether the run is finished, and its evaluation is lost: no attempt is left for it.
+        """
         study = final_study(self.federation, self.tuning, self.plan, choice.chosen)
-        self._run(study, self.folder / FINAL)
+        folder = self.folder / FINAL
+        try:
+            self._run(study, folder, self.signing_key)
+        except AttemptsSpentError:
+            if not is_finished(folder):
+                raise
+            reporting.write([folder])
+            return True
+        return False
 
     def _candidate(self, number: int, name: str) -> CandidateScore:
         """Run one candidate, unless it is finished, and return its score.
@@ -205,13 +249,13 @@ class _Search:
             return CandidateScore(run=run, candidate=name, failure=str(error))
         return self._score(run, name)
 
-    def _run(self, study: Federation, folder: Path) -> None:
+    def _run(self, study: Federation, folder: Path, key: SigningKey | None = None) -> None:
         """Bring one run to its end, with its evaluation."""
         wanted = [folder] if study.evaluation is None else [folder, folder / EVALUATION]
         if all(map(is_finished, wanted)):
             return
         act = study.resume if has_run(folder) else study.run
-        act(folder, observers=self.observers, stop=self.stop)
+        act(folder, observers=self.observers, stop=self.stop, signing_key=key)
         reporting.write([folder])
 
     def _score(self, run: str, name: str) -> CandidateScore:

@@ -15,6 +15,9 @@ from cohortium.text import escape_control_characters
 from cohortium.tuning.plain import as_plain
 from cohortium.tuning.prices import TuningPlan
 
+LOST = "the final run's evaluation was interrupted: its ε counts as spent, and it has no score"
+"""Sentence about an evaluation that is lost, without its full stop."""
+
 
 @frozen(kw_only=True)
 class CandidateScore:
@@ -87,12 +90,15 @@ class TuningResult:
         plan: The plan, with the price of everything.
         choice: Scores and choice.
         final: Result of the final run, whose guarantee covers the search.
+        is_evaluation_lost: Whether the final run's evaluation has no score and cannot have one,
+            because its attempts are spent.  The prices count it.
         folder: Folder of the search.
     """
 
     plan: TuningPlan = field(repr=False)
     choice: Choice
     final: StoredResult = field(repr=False)
+    is_evaluation_lost: bool = False
     folder: Path
 
     def as_json(self) -> dict[str, Any]:
@@ -114,6 +120,7 @@ class TuningResult:
                     "rounds": self.final.rounds,
                     "weights_sha256": self.final.weights_sha256,
                     "scores": None if self.final.scores is None else self.final.scores.metrics,
+                    "is_evaluation_lost": self.is_evaluation_lost,
                 },
             }
         )
@@ -143,6 +150,8 @@ class TuningResult:
             final = rounded_up(price.final) if price.final else "none"
             lines.append(f"| {price.images} | {rounded_up(price.search)} | {final} | {price} |")
         lines += ["", f"Guarantee of the final model: {self.final.guarantee}.", ""]
+        if self.is_evaluation_lost:
+            lines += [f"{LOST.capitalize()}.", ""]
         return "\n".join(lines)
 
 

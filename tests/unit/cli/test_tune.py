@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from cohortium.crypto.randomness import Randomness
+from cohortium.crypto.signing import SigningKey
 from tests.support.command_server import command
 
 STUDY = """
@@ -87,8 +89,12 @@ def test_random_number_shows_the_bound_of_the_model(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_search_runs_to_its_end(folder: Path) -> None:
-    done = cohortium("tune", "study.toml", "--quiet", "--set", "federation.seed=2", cwd=folder)
+    seeded = ("tune", "study.toml", "--set", "federation.seed=2")
+    key = SigningKey.generate(Randomness.insecure_from_seed(1))
+    key.create(folder / "lead.pem")
+    done = cohortium(*seeded, "--quiet", "--sign-with", "lead.pem", cwd=folder)
     assert done.returncode == 0, done.stderr
+    assert f"signed  with the coordinator's key {key.public.hex()[:16]}…" in done.stdout
     first, second = [line for line in done.stderr.splitlines() if line.startswith("[")]
     assert first.startswith("[1] learning_rate=0.05: accuracy ")
     assert second.startswith("[2] learning_rate=0.4: accuracy ")
@@ -96,9 +102,17 @@ def test_search_runs_to_its_end(folder: Path) -> None:
     assert "guarantee  ε = 6 at δ = 0.001" in done.stdout
     told = json.loads((folder / "runs" / "study-tuned" / "result.json").read_text("utf-8"))
     assert told["guarantee"]["epsilon"] <= 6.0
-    again = cohortium("tune", "study.toml", "--set", "federation.seed=2", cwd=folder)
+    again = cohortium(*seeded, cwd=folder)
     assert again.returncode == 2
     assert "is finished; its result is" in again.stderr
+
+
+def test_missing_key_is_refused_before_the_search(folder: Path) -> None:
+    done = cohortium("tune", "study.toml", "--sign-with", "lead.pem", cwd=folder)
+    assert done.returncode == 2
+    assert "cannot read the key lead.pem" in done.stderr
+    assert done.stdout == ""
+    assert {path.name for path in folder.iterdir()} == {"study.toml"}
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,16 @@ def test_cells_are_every_combination_in_the_files_order(tmp_path: Path) -> None:
     assert cells[1].tables["privatizer"]["clip_norm"] == 7.0
 
 
+def test_runs_with_equal_models_share_one(tmp_path: Path) -> None:
+    widths = '[grid]\n"model.width" = [4, 8]\n"federation.sites" = [4, 5]\nseeds = [1, 2]\n'
+    runs = grids.plan(grids.read(write(tmp_path, widths + STUDY)), tmp_path / "out")
+    models = {run.name: run.federation.model for run in runs}
+    assert len(models) == 8
+    assert len({id(model) for model in models.values()}) == 2
+    for name, model in models.items():
+        assert f"width={getattr(model, 'width', 0)}" in name
+
+
 def test_excluded_combinations_give_no_cell(tmp_path: Path) -> None:
     exclude = '[grid]\nexclude = [{ sites = 4, privacy = "off" }, { sites = 5, privacy = "on" }]\n'
     grid = grids.read(write(tmp_path, exclude + GRID.replace("[grid]\n", "", 1) + STUDY))

@@ -1,14 +1,18 @@
-"""A file of a bounded size: its content, and the memory for it."""
+"""A file of a bounded size: its content, the refusals of others, and the memory for it."""
 
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cohortium.errors import DataError, RecordError
 from cohortium.runs.dataset_info import read_result
-from cohortium.storage.bounded_read import BLOCK, read_bounded
+from cohortium.storage.bounded_read import BLOCK, read_bounded, read_if_present
+
+Read = Callable[..., bytes | None]
 
 
 @pytest.mark.parametrize("size", [0, 1, BLOCK - 1, BLOCK, 3 * BLOCK + 5])
@@ -16,11 +20,33 @@ def test_file_is_read_up_to_its_limit(tmp_path: Path, size: int) -> None:
     path = tmp_path / "file"
     data = bytes(range(251)) * (size // 251 + 1)
     path.write_bytes(data[:size])
-    assert read_bounded(path, 1 << 30) == data[:size]
-    assert read_bounded(path, size) == data[:size]
+    assert read_bounded(path, 1 << 30, DataError) == data[:size]
+    assert read_if_present(path, size, DataError) == data[:size]
     if size:
-        assert read_bounded(path, size - 1) == data[:size], "one byte shows that it is too large"
-    assert len(read_bounded(path, size // 2)) == min(size, size // 2 + 1)
+        with pytest.raises(DataError, match=f"file is larger than {size - 1:,} bytes"):
+            read_bounded(path, size - 1, DataError)
+        with pytest.raises(DataError, match="larger than"):
+            read_if_present(path, size - 1, DataError)
+
+
+@pytest.mark.parametrize("read", [read_bounded, read_if_present])
+def test_refusal_names_file_and_remedy(tmp_path: Path, read: Read) -> None:
+    (tmp_path / "big").write_bytes(bytes(12_346))
+    reasons = {"big": "the key {} is larger than 12,345 bytes", ".": "cannot read the key {}: Is a"}
+    for name, reason in reasons.items():
+        path = tmp_path / name
+        with pytest.raises(RecordError) as refused:
+            read(path, 12_345, RecordError, what="the key", remedy="take another one")
+        assert str(refused.value).startswith(reason.format(path))
+        assert str(refused.value).endswith("; take another one.")
+
+
+def test_missing_file_is_none_if_optional(tmp_path: Path) -> None:
+    path = tmp_path / "none"
+    assert read_if_present(path, 1, RecordError) is None
+    with pytest.raises(RecordError) as refused:
+        read_bounded(path, 1, RecordError)
+    assert str(refused.value) == f"cannot read {path}: No such file or directory."
 
 
 def test_small_result_takes_little_memory(tmp_path: Path) -> None:

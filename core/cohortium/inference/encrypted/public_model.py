@@ -18,6 +18,7 @@ from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.errors import DataError, RequestError, RunError
 from cohortium.inference.classifier import PUBLIC_MODEL
+from cohortium.inference.stored_images import require_stored_form
 from cohortium.learning.preprocessing import preprocess
 from cohortium.runs import dataset_info
 from cohortium.study import toml
@@ -84,11 +85,7 @@ class PublicModel:
             DataError: The images are not of the type and shape on which the model was trained.
         """
         spec = self.spec
-        if images.dtype != spec.pixel_type or images.shape[1:] != spec.shape:
-            raise DataError(
-                f"the model takes {spec.pixel_type} images of shape {spec.shape}, channels first, "
-                f"not {images.dtype} of shape {images.shape[1:]}."
-            )
+        require_stored_form(images, spec)
         found: NDArray[np.float64] = (
             preprocess(self.model, images, spec).double().flatten(1).numpy()
         )

@@ -11,12 +11,13 @@ from attrs import field, frozen
 
 from cohortium.catalog.networks import build_network
 from cohortium.data.intensity import to_unit_range
-from cohortium.errors import DataError, NetworkError, RequestError, RunError
+from cohortium.errors import NetworkError, RequestError, RunError
 from cohortium.inference.encrypted.public_model import digest, model_table, probe_image
 from cohortium.inference.shared import value_sizes
 from cohortium.inference.shared.network import SharedNetwork, read_network
 from cohortium.inference.shared.parties import ROLES, Parties, Role, TlsFiles
 from cohortium.inference.shared.process import PartyProcess
+from cohortium.inference.stored_images import require_stored_form
 from cohortium.learning.preprocessing import preprocess
 from cohortium.text import escape_control_characters
 
@@ -218,11 +219,7 @@ def predict(
     import torch
 
     spec = public.spec
-    if images.dtype != spec.pixel_type or images.shape[1:] != spec.shape:
-        raise DataError(
-            f"the model takes {spec.pixel_type} images of shape {spec.shape}, channels first, "
-            f"not {images.dtype} of shape {images.shape[1:]}."
-        )
+    require_stored_form(images, spec)
     inputs = preprocess(public.model, images, spec).float().contiguous().numpy()
     outputs = torch.from_numpy(participation.ask(inputs))
     return np.asarray(spec.task.predict(outputs).numpy())
