@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from attrs import field, frozen
+from attrs import define, field, frozen
 from attrs.validators import ge, le
 
 from cohortium.plugin import (
@@ -134,12 +134,13 @@ class UnprivatePlan:
         return ()
 
 
-@frozen
+@define(eq=False)
 class UnprivateSite:
     """One attempt at one site, without privacy."""
 
     plan: UnprivatePlan
     stream: KeyStream
+    _parameters: dict[nn.Module, list[nn.Parameter]] = field(factory=dict, init=False)
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
         """Yield shuffled passes in batches of the declared size.
@@ -155,7 +156,9 @@ class UnprivateSite:
         batch: ExampleIndices,
     ) -> None:
         """Set the mean gradient, which is zero for an empty batch."""
-        mean_gradient(net, losses, batch)
+        if net not in self._parameters:
+            self._parameters[net] = list(net.parameters())
+        mean_gradient(net, losses, batch, parameters=self._parameters[net])
 
     def release(self, vector: Tensor, weight: float) -> RingVector:
         """Return the update times its weight, then the weight, in fixed point."""

@@ -5,12 +5,14 @@ X25519 (RFC 7748), HKDF-SHA256 (RFC 5869), ChaCha20-Poly1305 and Poly1305 alone 
 
 from __future__ import annotations
 
+import hmac
+
 from attrs import field, frozen
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from cryptography.hazmat.primitives.poly1305 import Poly1305
 
 from cohortium.plugin import RefusalError
@@ -21,6 +23,9 @@ TAG_BYTES = 16
 
 _NONCE = bytes(12)
 
+_NO_SALT = bytes(32)
+"""Salt of HKDF where there is none (RFC 5869, section 2.2)."""
+
 
 @frozen(eq=False)
 class KeyPair:
@@ -28,19 +33,23 @@ class KeyPair:
 
     The shared secret with another pair is computed once, for all its uses.  Computing it takes ten
     times as long as deriving a key from it.
+
+    Attributes:
+        private: The private key.
+        public: Public key, with which others agree on a key with this pair.
     """
 
     private: bytes = field(repr=False)
     _key: X25519PrivateKey = field(init=False, repr=False)
+    public: bytes = field(init=False, repr=False)
     _common: dict[bytes, bytes] = field(factory=dict, init=False, repr=False)
 
     @_key.default
     def _loaded(self) -> X25519PrivateKey:
         return X25519PrivateKey.from_private_bytes(self.private)
 
-    @property
-    def public(self) -> bytes:
-        """Public key, with which others agree on a key with this pair."""
+    @public.default
+    def _derived(self) -> bytes:
         return self._key.public_key().public_bytes_raw()
 
     def agree(self, public: bytes, label: bytes) -> bytes:
@@ -51,16 +60,7 @@ class KeyPair:
         Raises:
             RefusalError: `public` is of small order, so the key would be the same for everyone.
         """
-        common = self._common.get(public)
-        if common is None:
-            try:
-                common = self._key.exchange(X25519PublicKey.from_public_bytes(public))
-            except ValueError:
-                raise RefusalError(
-                    SecAggRefusalCode.SMALL_ORDER, "a public key is of small order."
-                ) from None
-            self._common[public] = common
-        return HKDF(SHA256(), length=KEY_BYTES, salt=None, info=label).derive(common)
+        return HKDFExpand(SHA256(), length=KEY_BYTES, info=label).derive(self._common_with(public))
 
     def can_agree(self, public: bytes) -> bool:
         """Return whether `public` is not of small order.
@@ -68,10 +68,22 @@ class KeyPair:
         With a key of small order, every agreement gives zero.
         """
         try:
-            self.agree(public, b"")
+            self._common_with(public)
         except RefusalError:
             return False
         return True
+
+    def _common_with(self, public: bytes) -> bytes:
+        """Return the first half of HKDF, which is the same for every label."""
+        if public not in self._common:
+            try:
+                shared = self._key.exchange(X25519PublicKey.from_public_bytes(public))
+            except ValueError:
+                raise RefusalError(
+                    SecAggRefusalCode.SMALL_ORDER, "a public key is of small order."
+                ) from None
+            self._common[public] = hmac.digest(_NO_SALT, shared, "sha256")
+        return self._common[public]
 
 
 def seal(key: bytes, plain: bytes, *, bound_to: bytes) -> bytes:

@@ -13,7 +13,7 @@ from cohortium.errors import CohortiumError, PrivacyError
 from cohortium.parameters import trainable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from torch import Tensor, nn
 
@@ -43,7 +43,11 @@ class ClippedSums:
 
 
 def mean_gradient(
-    net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices
+    net: nn.Module,
+    losses: Callable[[ExampleIndices], Tensor],
+    batch: ExampleIndices,
+    *,
+    parameters: Iterable[nn.Parameter] | None = None,
 ) -> None:
     """Set `.grad` to the mean gradient over `batch`, without privacy.
 
@@ -53,10 +57,13 @@ def mean_gradient(
         net: The network inside `losses`.
         losses: Returns the loss of each example at some positions, shape (B,).
         batch: Positions of examples, shape (B,).
+        parameters: All parameters of the network, if the caller has collected them.  In a small
+            network that takes as long as a layer.
     """
     import torch
 
-    net.zero_grad(set_to_none=True)
+    for parameter in net.parameters() if parameters is None else parameters:
+        parameter.grad = None
     if len(batch):
         each = losses(batch)
         # Their mean would take three more operations in each direction.

@@ -155,7 +155,7 @@ class AugmentedLoss:
             )
 
         def losses(batch: ExampleIndices) -> Tensor:
-            index = torch.from_numpy(batch).to(task.images.device)
+            index = torch.from_numpy(batch).to(device)
             # Faster than indexing: it saves more time than a layer of a small network takes.
             images, labels = task.images.index_select(0, index), task.labels.index_select(0, index)
             images, labels = self.augmentation(images, labels, task)
@@ -163,7 +163,7 @@ class AugmentedLoss:
             if pairs is not None:
                 images = pairs.mix(images)
             outputs = task.net(images)
-            if tuple(outputs.shape) != (len(labels), *spec.output_shape):
+            if tuple(outputs.shape) != (len(labels), *shape):
                 kind = type(task.net)
                 raise BrokenNetworkError(
                     f"{kind.__module__}:{kind.__qualname__} gives outputs of shape "

@@ -9,6 +9,8 @@ The sender may be lying. A decoded message is well-formed, not true.
 
 from __future__ import annotations
 
+from functools import cache, reduce
+from operator import or_
 from typing import Any, TypeVar
 
 import msgspec
@@ -69,8 +71,7 @@ def decode(data: bytes | memoryview, kind: type[M], *, limit: int = MAX_MESSAGE_
     Raises:
         MessageError: `data` is anything but one well-formed message of class `kind`.
     """
-    _require_tag(kind)
-    message: M = _decode(data, kind, kind.__name__, limit)
+    message: M = _decode(data, (kind,), limit)
     return message
 
 
@@ -84,12 +85,7 @@ def decode_either(
     Raises:
         MessageError: As for `decode`.
     """
-    for kind in kinds:
-        _require_tag(kind)
-    union: Any = kinds[0]
-    for kind in kinds[1:]:
-        union = union | kind
-    return _decode(data, union, " or ".join(kind.__name__ for kind in kinds), limit)
+    return _decode(data, kinds, limit)
 
 
 def _require_tag(kind: type[Message]) -> None:
@@ -104,14 +100,26 @@ def _require_tag(kind: type[Message]) -> None:
         )
 
 
-def _decode(data: bytes | memoryview, kind: Any, wanted: str, limit: int) -> Any:
+@cache
+def _decoder(kinds: tuple[type[Message], ...]) -> msgspec.msgpack.Decoder[Any]:
+    """Return the decoder of one message of any of `kinds`.
+
+    It is kept, as making one takes longer than decoding a short message.
+    """
+    for kind in kinds:
+        _require_tag(kind)
+    return msgspec.msgpack.Decoder(reduce(or_, kinds))
+
+
+def _decode(data: bytes | memoryview, kinds: tuple[type[Message], ...], limit: int) -> Any:
+    decoder, wanted = _decoder(kinds), " or ".join(kind.__name__ for kind in kinds)
     if len(data) > limit:
         raise MessageError(f"a {wanted} message may take {limit} bytes, but {len(data)} came.")
     view = memoryview(data)
     if view[: len(MAGIC)] != MAGIC:
         raise MessageError(f"expected a {wanted} message of version {MAGIC[-1]}, got other bytes.")
     try:
-        return msgspec.msgpack.decode(view[len(MAGIC) :], type=kind)
+        return decoder.decode(view[len(MAGIC) :])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         what = escape_control_characters(str(error)[:WELL_FORMED_BYTES])
         raise MessageError(f"not a well-formed {wanted} message: {what}.") from error
