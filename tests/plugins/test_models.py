@@ -477,7 +477,7 @@ def test_a_network_without_stages_has_one() -> None:
     net = model._untrained(SPEC)
     net.maps_by_stage = None
     with pytest.raises(StudyError, match="2 stages, and its network names 1; lower stages"):
-        model._pooled(net, _cells(1, seed=5))
+        model._pooled(net, _cells(1, seed=5), _cells(1, seed=5))
 
 
 def test_extra_features_weigh_as_much_as_descriptor() -> None:
