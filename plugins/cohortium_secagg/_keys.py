@@ -6,6 +6,8 @@ X25519 (RFC 7748), HKDF-SHA256 (RFC 5869), ChaCha20-Poly1305 and Poly1305 alone 
 from __future__ import annotations
 
 import hmac
+from typing import TypeAlias
+from weakref import WeakValueDictionary
 
 from attrs import field, frozen
 from cryptography.exceptions import InvalidSignature, InvalidTag
@@ -27,6 +29,14 @@ _NO_SALT = bytes(32)
 """Salt of HKDF where there is none (RFC 5869, section 2.2)."""
 
 
+class Agreements(dict[bytes, bytes]):
+    """Shared secrets of one key pair, by the other pair's public key."""
+
+
+Process: TypeAlias = WeakValueDictionary[bytes, Agreements]
+"""Agreements of the key pairs in this process, by public key, while the pairs exist."""
+
+
 @frozen(eq=False)
 class KeyPair:
     """An X25519 key pair.  Any 32 bytes are a private key.
@@ -34,15 +44,25 @@ class KeyPair:
     The shared secret with another pair is computed once, for all its uses.  Computing it takes ten
     times as long as deriving a key from it.
 
+    Guarantees:
+        The shared secrets are dropped with the pair, also where `process` lists them.
+
     Attributes:
         private: The private key.
+        process: Agreements of all pairs in this process.  In a simulation, both ends of an
+            agreement are among them.  Then the first to compute it notes it for the other.
         public: Public key, with which others agree on a key with this pair.
     """
 
     private: bytes = field(repr=False)
+    process: Process = field(factory=WeakValueDictionary, repr=False)
     _key: X25519PrivateKey = field(init=False, repr=False)
     public: bytes = field(init=False, repr=False)
-    _common: dict[bytes, bytes] = field(factory=dict, init=False, repr=False)
+    _common: Agreements = field(factory=Agreements, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        """List this pair's agreements."""
+        self.process[self.public] = self._common
 
     @_key.default
     def _loaded(self) -> X25519PrivateKey:
@@ -83,6 +103,9 @@ class KeyPair:
                     SecAggRefusalCode.SMALL_ORDER, "a public key is of small order."
                 ) from None
             self._common[public] = hmac.digest(_NO_SALT, shared, "sha256")
+            other = self.process.get(public)
+            if other is not None:
+                other[self.public] = self._common[public]
         return self._common[public]
 
 

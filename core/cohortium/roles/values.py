@@ -6,7 +6,7 @@ They are frozen, and public unless the docstring says otherwise.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from attrs import field, frozen
 from attrs.validators import ge, gt, le, optional
@@ -350,9 +350,12 @@ class SiteContext:
         secret: Its source of secrets.
         identity: Key that signs for the site.  None where the configuration has no directory.
         journal: Durable record that the session needs after a restart.
+        process: Objects by name, which the run's sites in this process share.  A simulation saves
+            work with them.  A hospital's site is alone in its process, and shares with nobody.
     """
 
     site: SiteId
     secret: Randomness
     identity: SigningKey | None = None
     journal: Journal = field(factory=MemoryJournal)
+    process: dict[str, Any] = field(factory=dict, repr=False)

@@ -5,7 +5,7 @@ Each site loads the global weights before it trains.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,6 +37,8 @@ class SharedModel:
         self._device = torch.device(run_config.device)
         self._latest: tuple[bytes, Request] | None = None
         self._taken: Request | None = None
+        self.process: dict[str, Any] = {}
+        """Objects that the aggregation's sessions at these sites share (see `SiteContext`)."""
         self._weights: list[Tensor] = []
         self._begun: list[Tensor] = []
 

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from attrs import evolve, frozen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,13 +15,21 @@ from cohortium import parameters
 from cohortium.errors import PrivacyError, StudyError
 from cohortium.messages.codec import decode_either, encode
 from cohortium.messages.run import Refusal, Reply, Request
-from cohortium.plugin import LocalResult, LocalTask, SitePrivatizer
+from cohortium.plugin import (
+    AggregationConfig,
+    LocalResult,
+    LocalTask,
+    SiteContext,
+    SitePrivatizer,
+    SiteSession,
+)
 from cohortium.rounds.coordinator import Coordinator
 from cohortium.rounds.site import SimulatedSiteFactory, Site
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from cohortium_module import Module
 from cohortium_none import NoPrivacy
+from cohortium_plain import Plain
 from tests.support.federations import SmallConvNet, tiny_federation
 
 
@@ -51,6 +60,26 @@ def pair() -> Pair:
 
 def code(message: Reply | Refusal) -> str:
     return message.code if isinstance(message, Refusal) else "answered"
+
+
+@frozen
+class NotingSites(Plain):
+    """`plain`, whose sessions note their sites."""
+
+    def site_session(self, config: AggregationConfig, site_context: SiteContext) -> SiteSession:
+        site_context.process.setdefault("sites", []).append(site_context.site)
+        return Plain.site_session(self, config, site_context)
+
+
+def test_only_sites_that_share_a_model_share_objects() -> None:
+    ready = tiny_federation().prepare()
+    run_config = evolve(ready.run_config, aggregator=NotingSites())
+    factories = [SimulatedSiteFactory(run_config, k, ready.splits.train) for k in range(3)]
+    first, alone = factories[0].create(), factories[1].create()
+    second = factories[2].create(share_model_with=first)
+    assert first.shared_model.process is second.shared_model.process
+    assert first.shared_model.process == {"sites": [0, 2]}
+    assert alone.shared_model.process == {"sites": [1]}
 
 
 def test_a_vector_is_released_once_an_attempt(pair: Pair) -> None:
