@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from typing import Final, Literal
 
 import msgspec
@@ -24,6 +25,15 @@ SCHEMA: Final = 8
 """Major version of torch's schema."""
 
 _MEMBER: Final = "models/model.json"
+
+_UNREADABLE: Final = (
+    OSError,
+    RuntimeError,  # it is encrypted, or packed in a way that zipfile does not know
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""Errors that zipfile raises over damaged files. They are the known ones."""
 
 _Number = float | Literal["Infinity", "-Infinity", "NaN"]
 
@@ -198,7 +208,7 @@ def _listed(content: bytes, place: str) -> bytes:
                 )
             with archive.open(found[0]) as member:
                 raw = member.read(MAX_JSON_BYTES + 1)
-    except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, ValueError) as error:
+    except _UNREADABLE as error:
         why = escape_control_characters(str(error))[:200]
         raise StudyError(f"{wrong} ({why}); write it with a current torch.") from error
     except EOFError as error:

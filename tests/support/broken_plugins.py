@@ -43,6 +43,7 @@ BROKEN = {
     "own": "class Own(BaseException): pass\nraise Own('bad')",
     "unspeakable": textwrap.dedent(HEAD) + "\nraise Unspeakable",
     "escapes": "raise RuntimeError('\\x1b[2J\\x07evil\\r\\nall is in order \\u202e')",
+    "bracketed": "raise RuntimeError('no [file] in [/tmp]')",
     "floods": "raise RuntimeError('x' * 10_000_000)",
     "deep": "def f(): f()\nf()",
     "mixed": textwrap.dedent(HEAD) + "\ndef __dir__(): return ['a', 3, None, b'x']",

@@ -151,7 +151,7 @@ def _list(found: list[StudyRecord], *, as_json: bool) -> None:
             "" if approval is None else str(approval.until),
             "" if approval is None else sanitize(approval.by),
         )
-    console.print(table, markup=False)
+    console.print(table)
 
 
 def _show(outlook: StudyOutlook) -> None:

@@ -23,7 +23,6 @@ HIDDEN = "hidden by the noise"
 def print_forecast(console: Console, forecast: EvaluationForecast) -> None:
     """Print the expected intervals of an evaluation."""
     from rich.table import Table
-    from rich.text import Text
 
     guarantee = forecast.guarantee
     console.print("\nevaluation at the sites", style="bold")
@@ -53,7 +52,7 @@ def print_forecast(console: Console, forecast: EvaluationForecast) -> None:
     for each in forecast.intervals:
         table.add_row(
             metric_name(each.metric),
-            Text(each.group or each.name or "all"),
+            each.group or each.name or "all",
             HIDDEN if each.is_hidden else f"± {each.noise:.3f}",
             "" if each.is_hidden else f"± {each.both:.3f}",
         )
@@ -78,16 +77,14 @@ def evaluation_rows(result: Result) -> list[tuple[str, str]]:
 def print_measured(result: Result) -> None:
     """Print the estimates of a result, with their guarantee."""
     from rich.table import Table
-    from rich.text import Text
 
     measured = result.measured
     assert measured is not None
     table = Table("score", "of", "value", "95 % interval", box=None, pad_edge=False)
     for each in measured.estimates:
         of = ", ".join(filter(None, (each.group, each.name))) or "all"
-        # A class may have a name that is markup.
         told = ("", HIDDEN) if each.is_hidden else (_value(each), _interval(each))
-        table.add_row(metric_name(each.metric), Text(of), *told)
+        table.add_row(metric_name(each.metric), of, *told)
     console = _printing.console()
     console.print(table)
     declared = f"declared test images: {measured.examples:,}"
@@ -96,7 +93,7 @@ def print_measured(result: Result) -> None:
         f"sites: {measured.contributors} of {result.sites}; {declared}",
         f"record: {result.folder}",
     ):
-        console.print(line, markup=False, soft_wrap=True)
+        console.print(line, soft_wrap=True)
 
 
 def _value(estimate: Estimate) -> str:

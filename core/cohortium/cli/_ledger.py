@@ -73,7 +73,7 @@ def _print_statements(found: Sequence[LedgerReport]) -> None:
             table.add_row(
                 name, run.last[:10], attempts, describe_cost(run.cost), format_epsilon(line.epsilon)
             )
-        console.print(f"{statement}", markup=False, highlight=False)
+        console.print(f"{statement}")
         if statement.runs:
             console.print(table)
     if not found:

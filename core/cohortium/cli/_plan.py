@@ -74,6 +74,6 @@ def plan(
     console = _printing.console()
     console.print(table)
     for warning in dict.fromkeys(w for o in outlooks for w in o.warnings):
-        console.print(warning, markup=False, soft_wrap=True)
+        console.print(warning, soft_wrap=True)
     if evaluation is not None:
         print_forecast(console, evaluation)

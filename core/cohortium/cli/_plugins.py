@@ -74,12 +74,10 @@ def plugins(
 
 def _print_catalog(catalog: Catalog) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     table = Table("role", "name", "plugin", "", box=None, pad_edge=False)
     for o in sorted(catalog.entries, key=lambda o: (o.role, o.offer.name)):
-        cells = (o.role, o.offer.name, o.record.label, o.offer.summary)
-        table.add_row(*(Text(cell) for cell in cells))
+        table.add_row(o.role, o.offer.name, o.record.label, o.offer.summary)
     console = _printing.console()
     console.print(table)
     for record in catalog.records:
@@ -112,9 +110,9 @@ def _print_details(offering: CatalogEntry) -> None:
 
     console, offer = _printing.console(), offering.offer
     told = f"{offering.role} '{offer.name}' of {offering.record.label}: {offer.summary}"
-    console.print(told, markup=False)
+    console.print(told)
     if explanation := explanation_of(offer):
-        console.print(f"\n{explanation}\n", markup=False, soft_wrap=True)
+        console.print(f"\n{explanation}\n", soft_wrap=True)
     parameters = parameters_of(offer)
     if parameters:
         _print_parameters(parameters)
@@ -135,18 +133,16 @@ def _print_terms(*, as_json: bool) -> None:
         parameters = [asdict(parameter) for parameter in terms]
         _print_json([{"name": TERMS_TABLE, "summary": summary, "parameters": parameters}])
         return
-    _printing.console().print(f"[{TERMS_TABLE}] of a study: {summary}", markup=False)
+    _printing.console().print(f"[{TERMS_TABLE}] of a study: {summary}")
     _print_parameters(terms)
 
 
 def _print_parameters(parameters: Sequence[Parameter]) -> None:
     from rich.table import Table
-    from rich.text import Text
 
     table = Table("", "parameter", "type", "default", "", box=None, pad_edge=False)
     for p in parameters:
-        cells = (p.name, p.type, p.default or "(required)", p.meaning)
-        table.add_row("", *(Text(cell) for cell in cells))
+        table.add_row("", p.name, p.type, p.default or "(required)", p.meaning)
     _printing.console().print(table)
 
 

@@ -12,11 +12,14 @@ WIDEST = 1 << 16
 
 
 def console() -> Console:
-    """Return standard output, as wide as its terminal or as its text."""
+    """Return standard output, as wide as its terminal or as its text.
+
+    It takes no text for markup, since names and reasons of other parties may have brackets.
+    """
     # Imported here because rich takes longer to import than `--help` takes to print.
     from rich.console import Console
 
-    made = Console(highlight=False)
+    made = Console(highlight=False, markup=False, emoji=False)
     if not made.is_terminal:
         made.width = WIDEST
     return made

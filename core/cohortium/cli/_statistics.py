@@ -64,7 +64,7 @@ def statistics(
         console.print("The noise hides a deviation, so no study should use it; raise --epsilon.")
         return
     console.print("\nfor the study that uses them:\n", style="bold")
-    console.print(_tables(result), markup=False, highlight=False, soft_wrap=True)
+    console.print(_tables(result), soft_wrap=True)
 
 
 def _tables(result: Result) -> str:

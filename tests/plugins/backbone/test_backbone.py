@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import sys
 import types
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from cohortium_phantom import Phantom
 from tests.support import exported_programs as programs
+from tests.support.flipped_bytes import flipped
 from tests.support.per_example_gradients import agree
 
 SPEC = DataSpec(channels=3, size=(16, 16), task=Multiclass(("a", "b", "c")), examples=30)
@@ -406,6 +409,17 @@ def test_parts_that_torch_would_run_are_not_read(content: bytes, net: programs.N
 
     program = read_program(programs.altered(content, change), "it")
     assert len(program.steps) == len(read_program(content, "it").steps)
+
+
+def test_wrong_bytes_of_a_packed_program_end_in_a_sentence() -> None:
+    """torch packs nothing, and another writer may deflate the list."""
+    file = io.BytesIO()
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("net/models/model.json", json.dumps(rng.integers(0, 99, 200).tolist()))
+    for content in flipped(file.getvalue()):
+        with pytest.raises(StudyError, match=r"net\.pt2"):
+            read_program(content, "net.pt2")
 
 
 @settings(max_examples=60, deadline=None)

@@ -64,6 +64,7 @@ def test_plugins_command_escapes_hostile_text(all_of_them: Path) -> None:
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "[/x] [red]:smile: \\x1b[31m\\nred" in done.stdout
+    assert "bracketed (acme 1.5) is broken: RuntimeError: no [file] in [/tmp]" in done.stdout
     assert "\x1b" not in done.stdout
     assert "gaussian" in done.stdout
     rows = json.loads(command(all_of_them, "plugins", "--json").stdout)

@@ -381,6 +381,19 @@ def test_limit_of_answers_survives_a_restart(
         AnswerLimit(tmp_path / "counts.json", 2)
 
 
+def test_two_services_of_a_run_share_the_limit(tmp_path: Path) -> None:
+    first, second = (AnswerLimit(tmp_path / "counts.json", 5) for _ in range(2))
+    assert first.take("a clinic", 3)
+    assert not second.take("a clinic", 3)
+    assert second.take("a clinic", 2)
+    assert not first.take("a clinic", 1)
+    assert first.take("another clinic", 1)
+    (tmp_path / "counts.json").write_text("[")
+    for limit in (first, second):
+        with pytest.raises(DataError, match="is damaged"):
+            limit.take("another clinic", 1)
+
+
 def test_another_model_is_refused_before_an_image_is_encrypted(
     public: PublicModel, served: service.InferenceServer
 ) -> None:

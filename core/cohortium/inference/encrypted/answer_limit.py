@@ -1,8 +1,9 @@
-"""Limit of the answers that each client receives, over restarts of the service."""
+"""Limit of the answers that each client receives, over all services of a run."""
 
 from __future__ import annotations
 
-import json
+import contextlib
+import os
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -11,12 +12,18 @@ from attrs import define, field
 
 from cohortium.errors import DataError, RunError
 from cohortium.storage.atomic import atomic_write
+from cohortium.storage.bounded_read import read_bounded
+from cohortium.storage.file_lock import exclusive
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 FILE: Final = "encrypted_answers.json"
 """Name of the file of counts, in the run's folder."""
+
+MAX_BYTES: Final = 1 << 26
+"""Largest size of that file."""
 
 
 @define(eq=False)
@@ -24,43 +31,62 @@ class AnswerLimit:
     """Counts of images that clients received an answer for.
 
     Attributes:
-        path: File of the counts, by client.
+        path: File of the counts, by client. A file next to it is its lock.
         most: Largest number of images for each client.
 
     Guarantees:
-        A count is durable before its answer is computed. Another process that serves the same run
-        has to use another folder.
+        A count is durable before its answer is computed.
+        On POSIX, several services of a run may share the file, and with it the limit.
+
+    Raises:
+        RunError: The file cannot be read.
+        DataError: The file is damaged.
     """
 
     path: Path
     most: int
-    _counts: dict[str, int] = field(init=False)
-    _lock: threading.Lock = field(factory=threading.Lock, init=False)
+    _turn: threading.Lock = field(factory=threading.Lock, init=False)
 
-    @_counts.default
-    def _read(self) -> dict[str, int]:
+    def __attrs_post_init__(self) -> None:
+        """Refuse a file that cannot be used before the service starts."""
         try:
-            return msgspec.json.decode(self.path.read_bytes(), type=dict[str, int])
-        except FileNotFoundError:
-            return {}
+            self._counts()
         except OSError as error:
             raise RunError(f"cannot read {self.path}: {error.strerror}.") from error
-        except msgspec.DecodeError as error:
-            raise DataError(
-                f"{self.path} is damaged ({error}); restore it, or delete it to count anew."
-            ) from error
 
     def take(self, client: str, images: int) -> bool:
         """Count the images of a query, and return whether the client may have the answer.
 
         Raises:
-            OSError: The count cannot be written, and nothing is counted.
+            OSError: The count cannot be read or written, and nothing is counted.
+            DataError: The file is damaged, and nothing is counted.
         """
-        with self._lock:
-            count = self._counts.get(client, 0) + images
+        with self._turn, self._locked():
+            counts = self._counts()
+            count = counts.get(client, 0) + images
             if count > self.most:
                 return False
-            changed = self._counts | {client: count}
-            atomic_write(self.path, json.dumps(changed, indent=2).encode())
-            self._counts = changed
+            changed = msgspec.json.encode(counts | {client: count})
+            atomic_write(self.path, msgspec.json.format(changed))
             return True
+
+    def _counts(self) -> dict[str, int]:
+        try:
+            data = read_bounded(self.path, MAX_BYTES)
+            return msgspec.json.decode(data, type=dict[str, int])
+        except FileNotFoundError:
+            return {}
+        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+            raise DataError(
+                f"{self.path} is damaged ({error}); restore it, or delete it to count anew."
+            ) from error
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Hold the lock of the counts, which each write replaces as a file."""
+        handle = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            with exclusive(handle):
+                yield
+        finally:
+            os.close(handle)

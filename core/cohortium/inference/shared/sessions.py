@@ -150,8 +150,11 @@ def _refusal(limit: AnswerLimit | None, images: int) -> str | None:
         if limit.take(CLIENT, images):
             return None
     except OSError as error:
-        _LOG.error("cannot write %s: %s", limit.path, error.strerror)
+        _LOG.error("cannot use %s: %s", limit.path, error.strerror)
         return "its count of answers cannot be written"
+    except DataError as error:
+        _LOG.error("%s", error)
+        return "its count of answers cannot be read"
     return f"the limit of {limit.most} images is reached"
 
 
