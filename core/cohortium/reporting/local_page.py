@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Final
 
 from cohortium.errors import RequestError, RunError
 from cohortium.storage.atomic import atomic_write
-from cohortium.storage.bounded_read import read_bounded
 from cohortium.storage.writable import check_file_writable
 
 if TYPE_CHECKING:
@@ -31,10 +30,15 @@ def check_local_page(out: Path, mark: bytes, kind: str) -> None:
     check_file_writable(out)
     try:
         # Only a regular file is opened: a pipe would be waited for.
-        if out.exists() and not (out.is_file() and mark in read_bounded(out, HEAD_BYTES)):
+        if out.exists() and not (out.is_file() and mark in _head(out)):
             raise RequestError(f"{out} exists and is no {kind}.")
     except OSError as error:
         raise RequestError(f"cannot write {out}: {error.strerror}.") from error
+
+
+def _head(page: Path) -> bytes:
+    with page.open("rb") as file:
+        return file.read(HEAD_BYTES)
 
 
 def write_local_page(out: Path, page: str) -> None:

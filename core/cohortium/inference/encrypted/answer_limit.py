@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from attrs import define, field
 
-from cohortium.errors import DataError, RunError
+from cohortium.errors import DataError
 from cohortium.storage.atomic import atomic_write
-from cohortium.storage.bounded_read import read_bounded
+from cohortium.storage.bounded_read import read_if_present
 from cohortium.storage.file_lock import exclusive
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ FILE: Final = "encrypted_answers.json"
 
 MAX_BYTES: Final = 1 << 26
 """Largest size of that file."""
+
+_REMEDY: Final = "restore it, or delete it to count anew"
 
 
 @define(eq=False)
@@ -39,8 +41,7 @@ class AnswerLimit:
         On POSIX, several services of a run may share the file, and with it the limit.
 
     Raises:
-        RunError: The file cannot be read.
-        DataError: The file is damaged.
+        DataError: The file cannot be read, or is damaged.
     """
 
     path: Path
@@ -49,17 +50,14 @@ class AnswerLimit:
 
     def __attrs_post_init__(self) -> None:
         """Refuse a file that cannot be used before the service starts."""
-        try:
-            self._counts()
-        except OSError as error:
-            raise RunError(f"cannot read {self.path}: {error.strerror}.") from error
+        self._counts()
 
     def take(self, client: str, images: int) -> bool:
         """Count the images of a query, and return whether the client may have the answer.
 
         Raises:
-            OSError: The count cannot be read or written, and nothing is counted.
-            DataError: The file is damaged, and nothing is counted.
+            OSError: The count cannot be written, and nothing is counted.
+            DataError: The file cannot be read or is damaged, and nothing is counted.
         """
         with self._turn, self._locked():
             counts = self._counts()
@@ -71,15 +69,13 @@ class AnswerLimit:
             return True
 
     def _counts(self) -> dict[str, int]:
-        try:
-            data = read_bounded(self.path, MAX_BYTES)
-            return msgspec.json.decode(data, type=dict[str, int])
-        except FileNotFoundError:
+        data = read_if_present(self.path, MAX_BYTES, DataError, remedy=_REMEDY)
+        if data is None:
             return {}
+        try:
+            return msgspec.json.decode(data, type=dict[str, int])
         except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-            raise DataError(
-                f"{self.path} is damaged ({error}); restore it, or delete it to count anew."
-            ) from error
+            raise DataError(f"{self.path} is damaged ({error}); {_REMEDY}.") from error
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -11,7 +11,7 @@ from attrs import field, frozen
 
 from cohortium.catalog.networks import build_network
 from cohortium.data.intensity import to_unit_range
-from cohortium.errors import NetworkError, RequestError, RunError
+from cohortium.errors import DataError, NetworkError, RequestError, RunError
 from cohortium.inference.encrypted.public_model import digest, model_table, probe_image
 from cohortium.inference.shared import value_sizes
 from cohortium.inference.shared.network import SharedNetwork, read_network
