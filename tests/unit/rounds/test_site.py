@@ -21,7 +21,6 @@ from cohortium.plugin import (
     LocalTask,
     SiteContext,
     SitePrivatizer,
-    SiteSession,
 )
 from cohortium.rounds.coordinator import Coordinator
 from cohortium.rounds.site import SimulatedSiteFactory, Site
@@ -29,7 +28,7 @@ from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from cohortium_module import Module
 from cohortium_none import NoPrivacy
-from cohortium_plain import Plain
+from cohortium_plain import Plain, PlainSite
 from tests.support.federations import SmallConvNet, tiny_federation
 
 
@@ -66,7 +65,7 @@ def code(message: Reply | Refusal) -> str:
 class NotingSites(Plain):
     """`plain`, whose sessions note their sites."""
 
-    def site_session(self, config: AggregationConfig, site_context: SiteContext) -> SiteSession:
+    def site_session(self, config: AggregationConfig, site_context: SiteContext) -> PlainSite:
         site_context.process.setdefault("sites", []).append(site_context.site)
         return Plain.site_session(self, config, site_context)
 
