@@ -168,8 +168,8 @@ class RunDirectory(RunFiles):
         if named and given != named:
             raise RequestError(
                 f"the result of {self.path} is to be signed with the key that begins with "
-                f"{truncate(named[:16])}; "
-                f"give it with --sign-with, or remove {path} and sign later with `cohortium sign`."
+                f"{truncate(named[:16])}; give it with --sign-with, or remove {path} and sign "
+                "later with `cohortium sign`."
             )
         if given and not named:
             self._name_signer()
@@ -207,8 +207,7 @@ class RunDirectory(RunFiles):
         gone = sorted({*names} - {*self.state_files()})
         if gone:
             raise RunError(
-                f"{self.state_dir / gone[0]} is gone, though a site needs its files there; put "
-                "the "
+                f"{self.state_dir / gone[0]} is gone, though a site needs its files there; put the "
                 "whole folder back as it was, or start another run."
             )
 
