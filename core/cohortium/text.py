@@ -29,10 +29,7 @@ MAX_REASON_LENGTH = 1000
 
 
 def is_printable(text: str) -> bool:
-    """Return whether every character of `text` is visible on one line.
-
-    A visible character is in its own place.
-    """
+    """Return whether every character of `text` is visible, on one line and in the text's order."""
     # Spaces of other widths are harmless, and belong to names in several languages.
     return all(c.isprintable() or unicodedata.category(c) == "Zs" for c in text)
 

@@ -173,8 +173,10 @@ def _print_result(result: TuningResult) -> None:
     if final.scores is not None:
         from cohortium.data.scores import metric_name
 
-        name = f"test {metric_name(final.scores.main_metric)}"
-        rows.insert(1, (name, f"{final.scores.main:.2%}"))
+        name = final.scores.main_metric
+        value = final.scores.metrics[name]
+        told = "unknown" if value is None else f"{value:.2%}"
+        rows.insert(1, (f"test {metric_name(name)}", told))
     if result.is_evaluation_lost:
         rows.append(("lost", LOST))
     for label, value in rows:

@@ -252,7 +252,7 @@ class ApprovalStore:
         waiting = [record for record in known.values() if record.state == "waiting"]
         for record in waiting:
             if self.now() - record.last_asked > dt.timedelta(days=WAITING_DAYS):
-                self._path(record.digest).unlink(missing_ok=True)
+                self._remove(record.digest)
                 del known[record.digest]
         if sum(record.state == "waiting" for record in known.values()) >= MAX_WAITING:
             raise RefusalError(
@@ -261,7 +261,7 @@ class ApprovalStore:
         over = [record for record in known.values() if record.state in ("revoked", "ended")]
         over.sort(key=lambda record: record.last_asked)
         for record in over[: max(0, len(known) + 1 - MAX_STORED)]:
-            self._path(record.digest).unlink(missing_ok=True)
+            self._remove(record.digest)
             del known[record.digest]
         if len(known) >= MAX_STORED:
             raise RefusalError(
@@ -299,6 +299,13 @@ class ApprovalStore:
             atomic_write(path, data)
         except OSError as error:
             raise RunError(f"cannot write {path}: {error.strerror}.") from error
+
+    def _remove(self, digest: str) -> None:
+        path = self._path(digest)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot remove {path}: {error.strerror}.") from error
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:

@@ -188,6 +188,7 @@ class AuditTrail:
     def _see(self, link: Link) -> None:
         """Note the last line, and the key in force."""
         self._last = link
+        # A trail may be long, so only the few lines that can name a key are decoded.
         if b'"key":' in link.entry:
             entry = entries.decode_entry(link)
             if isinstance(entry, entries.Opened | entries.KeyChanged):

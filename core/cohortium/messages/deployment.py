@@ -44,9 +44,8 @@ class Invitation(Message, frozen=True, tag="invitation"):
     """Study of a run, to every site before the first round.
 
     It is a study in TOML, not code and not a pickle. Its tables are those of `AGREED`, and perhaps
-    those of `OPTIONAL`. The receiver
-    builds the parts, the plan and the run configuration itself. `site_server` describes the
-    guarantees on receipt.
+    those of `OPTIONAL`. The receiver builds the parts, the plan and the run configuration itself.
+    `site_server` describes the guarantees on receipt.
 
     Attributes:
         session: Name of the run, drawn by the coordinator.
@@ -74,9 +73,9 @@ OPTIONAL = ("measurement",)
 
 
 class Acceptance(Message, frozen=True, tag="acceptance"):
-    """Consent of a site, which has data of the declared kind.
+    """Consent of a site to a run.
 
-    The run is above the site's floors.
+    The site's data are of the declared kind, and the run meets each floor of its policy.
 
     Attributes:
         session: Session of the run.

@@ -56,11 +56,8 @@ MAX_RENYI_EPSILON = 2e4
 No mechanism with a larger ε protects.
 """
 
-ROUGH = 1e3
-"""Smallest μ of a Gaussian for which a bound replaces the formula.
-
-The formula is exact.
-"""
+MAX_EXACT_MU = 1e3
+"""Largest μ of a Gaussian whose ε is computed by the exact formula. Beyond it, a bound is."""
 
 
 @frozen
@@ -201,7 +198,7 @@ def _gaussian_epsilon(mu: float, delta: float) -> float:
     """Return ε at δ of one Gaussian mechanism."""
     from scipy.special import ndtri
 
-    if mu > ROUGH:
+    if mu > MAX_EXACT_MU:
         # By the first term alone, as the second is lost in rounding.
         return max(0.0, mu * mu / 2 - mu * float(ndtri(delta)))
     if mu == 0 or _gaussian_delta(0.0, mu) <= delta:

@@ -90,10 +90,9 @@ class RunConfig:
             )
         if confidentiality.min_contributors < guarantee.honest + guarantee.colluding:
             raise StudyError(
-                f"the aggregator opens sums over {confidentiality.min_contributors} sites, and "
-                f"the guarantee "
-                f"needs {guarantee.honest} honest ones and {guarantee.colluding} colluding; "
-                "raise min_contributors."
+                f"the aggregator opens sums over {confidentiality.min_contributors} sites, and the "
+                f"guarantee needs {guarantee.honest} honest ones and {guarantee.colluding} "
+                "colluding; raise min_contributors."
             )
 
     @property

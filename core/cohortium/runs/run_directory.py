@@ -181,8 +181,7 @@ class RunDirectory(RunFiles):
         gone = sorted({*names} - {*self.state_files()})
         if gone:
             raise RunError(
-                f"{self.state_dir / gone[0]} is gone, though a site needs its files there; put "
-                "the "
+                f"{self.state_dir / gone[0]} is gone, though a site needs its files there; put the "
                 "whole folder back as it was, or start another run."
             )
 

@@ -184,8 +184,7 @@ class RunState:
         if self.lost_attempts:
             found.append(
                 f"{_attempts(self.lost_attempts)} started and not finished; that counts as spent, "
-                "and a new "
-                "one takes the place of each."
+                "and a new one takes the place of each."
             )
         if self.target_rounds < federation_spec.rounds:
             found.append(
@@ -196,9 +195,8 @@ class RunState:
             )
         if self.version_changes:
             found.append(
-                f"the run started with other versions ({', '.join(self.version_changes)}); it "
-                "may come "
-                "to other bits than it would have."
+                f"the run started with other versions ({', '.join(self.version_changes)}); it may "
+                "come to other bits than it would have."
             )
         return tuple(found)
 

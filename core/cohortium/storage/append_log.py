@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 HEADER = b"cohortium journal 1\n"
 """First line of a journal's file.
 
-It prevents that another file is taken for a journal, and changed.
+So no other file is taken for a journal, and changed.
 """
 
 _CHECK_BYTES = 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -53,7 +54,7 @@ def atomic_folder(path: Path, files: Mapping[str, bytes]) -> None:
             atomic_write(target, data)
         make_durable(temporary)
         if path.exists() or path.is_symlink():
-            raise FileExistsError(17, os.strerror(17), str(path))
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
         temporary.rename(path)
         make_durable(path.parent)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import errno
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -525,6 +527,22 @@ def test_files_are_bounded(store: ApprovalStore, monkeypatch: pytest.MonkeyPatch
         assert ask(store, invited(number)) == "approval"
         store.approve(invited(number).digest, by="A", until=NOON.date())
     assert ask(store, invited(15)) == "busy"
+
+
+def test_old_file_that_stays_is_a_refusal(
+    store: ApprovalStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def stays(_path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("cohortium.deployment.approvals.MAX_STORED", 1)
+    ask(store, invited(1))
+    store.revoke(invited(1).digest, by="A")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", stays)
+        assert ask(store, invited(2)) == "disk"
+    assert "Permission denied" in caplog.text
+    assert ask(store, invited(2)) == "approval"
 
 
 def test_revoked_study_does_not_wait_again(store: ApprovalStore) -> None:
