@@ -174,8 +174,8 @@ def _print_result(result: TuningResult) -> None:
         from cohortium.data.scores import metric_name
 
         name = final.scores.main_metric
-        value = final.scores.metrics[name]
-        told = "unknown" if value is None else f"{value:.2%}"
+        score = final.scores.metrics[name]
+        told = "unknown" if score is None else f"{score:.2%}"
         rows.insert(1, (f"test {metric_name(name)}", told))
     if result.is_evaluation_lost:
         rows.append(("lost", LOST))
