@@ -46,6 +46,8 @@ def init(
     from cohortium.storage.writable import check_new_file
 
     check_new_file(path, remedy="name another file")
+    if epsilon is not None:
+        _epsilon(epsilon)  # before any question, and before the data are looked for
     answers = Answers(
         data=_answer(
             data,

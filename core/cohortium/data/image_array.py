@@ -23,7 +23,12 @@ if TYPE_CHECKING:
 THREADS: Final = 4
 """Largest number of threads that decode. Each holds one decoded file."""
 
-_SIZE: Final = "declare size = [height, width] of the data set, or "
+_SIZE: Final = "declare size = [height, width] of the data set, or bring the files to one size"
+_ONE_SIZE: Final = "bring the files to one size"
+_TYPE: Final = "size does not change types, so save the files with one type, such as 8 bits"
+_CHANNELS: Final = "size does not change channels, so save the files all in grey, or all in colour"
+_FLAT: Final = 3
+"""Number of axes of a flat image with channels."""
 
 PART: Final = 256
 """Number of files after which a fault stops the others."""
@@ -153,11 +158,25 @@ def with_place(
 
 def differing(path: Path, form: Form, like: Path, expected: Form) -> str:
     """Return a sentence about the file `path`, whose form is not that of the file `like`."""
-    advice = _SIZE if len(expected[0]) <= 3 else ""  # noqa: PLR2004 - (C, H, W)
     return (
-        f"{path} has {worded(*form)}, and {like} has {worded(*expected)}; {advice}bring the "
-        "files to one form."
+        f"{path} has {worded(*form)}, and {like} has {worded(*expected)}; "
+        f"{_remedy(form, expected)}."
     )
+
+
+def _remedy(form: Form, expected: Form) -> str:
+    """Return what helps against each difference of two forms."""
+    (shape, dtype), (other, other_dtype) = form, expected
+    if len(shape) != len(other):
+        return "bring the files to one form"
+    is_flat = len(shape) <= _FLAT
+    size = 2 if is_flat else 3
+    differences = {
+        _TYPE: dtype != other_dtype,
+        _CHANNELS: shape[:-size] != other[:-size],
+        _SIZE if is_flat else _ONE_SIZE: shape[-size:] != other[-size:],
+    }
+    return "; ".join(advice for advice, differs in differences.items() if differs)
 
 
 def worded(shape: tuple[int, ...], dtype: str) -> str:

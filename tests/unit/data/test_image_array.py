@@ -35,14 +35,25 @@ def test_files_become_one_array_in_order(tmp_path: Path) -> None:
     assert found.flags.c_contiguous
 
 
-@pytest.mark.parametrize("other", [GREY, GREY[:5].astype(np.uint16), COLOUR[:5]])
-def test_files_of_different_form_are_both_named(tmp_path: Path, other: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    ("other", "remedies"),
+    [
+        (GREY, {"declare size = [height, width]"}),
+        (GREY[:5].astype(np.uint16), {"such as 8 bits"}),
+        (COLOUR[:5], {"all in grey, or all in colour"}),
+        (GREY.astype(np.uint16), {"declare size = [height, width]", "such as 8 bits"}),
+    ],
+)
+def test_files_of_different_form_are_both_named(
+    tmp_path: Path, other: np.ndarray, remedies: set[str]
+) -> None:
     files, _ = many(tmp_path, 20)
     Image.fromarray(other).save(files[7])
     Image.fromarray(GREY).save(files[12])
     with pytest.raises(DataError, match=r"7\.png has .* and .*0\.png has 1 channel of 5 × 4") as e:
         read_image_array(files, ImageFileOptions())
-    assert "declare size = [height, width]" in str(e.value)
+    known = {"declare size = [height, width]", "such as 8 bits", "all in grey, or all in colour"}
+    assert {remedy for remedy in known if remedy in str(e.value)} == remedies
     with pytest.raises(DataError, match=r"^line 9: .*7\.png has"):
         read_image_array(files, ImageFileOptions(), where=lambda index: f"line {index + 2}")
 

@@ -40,7 +40,7 @@ def test_every_unreadable_file_is_named(tmp_path: Path) -> None:
     assert survey.num_refused == 4
     for reason, k in zip(survey.refused, (0, 3, 5, 8), strict=True):
         assert str(files[k]) in reason
-    assert "bring the files to one form" in survey.refused[2]
+    assert "bring the files to one size" in survey.refused[2]
 
 
 @given(st.lists(st.sampled_from(["a", "b", "?"]), min_size=1, max_size=40))

@@ -59,6 +59,43 @@ def test_generated_study_runs(
     assert len(comments) > 10
 
 
+def test_patients_and_centres_shape_the_study(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(240) % 3
+    path = tmp_path / "scans.npz"
+    np.savez(
+        path,
+        train_images=rng.integers(0, 256, (240, 12, 12), np.uint8),
+        train_labels=labels,
+        train_patients=np.arange(240) // 2,
+        train_clients=np.arange(240) // 40,
+    )
+    text, ready = render_study(Answers(data=str(path), sites=5, epsilon=2.5))
+    assert tomllib.loads(text)["privatizer"]["unit"] == "patient"
+    assert ready.run_config.plan.guarantee is not None
+    assert ready.run_config.plan.guarantee.unit == "patient"
+    assert not ready.run_config.plan.guarantee.warnings(120)
+    assert "120 patients" in text
+    assert '6 centres. With `name = "natural"`' in text
+    natural = text.replace('name = "dirichlet"\nalpha = 0.5', 'name = "natural"')
+    (tmp_path / "study.toml").write_text(natural, "utf-8")
+    assert type(Federation.read(tmp_path / "study.toml").partitioner).__name__ == "Natural"
+
+
+def test_single_images_of_patients_are_examples(npz: Path, tmp_path: Path) -> None:
+    path = tmp_path / "single.npz"
+    with np.load(npz) as arrays:
+        np.savez(path, train_patients=np.arange(240), **arrays)
+    text, _ = render_study(Answers(data=str(path), sites=5))
+    assert "unit" not in tomllib.loads(text)["privatizer"]
+    assert "centres" not in text
+
+
+def test_epsilon_of_zero_is_no_open_study() -> None:
+    with pytest.raises(ValueError, match="epsilon"):
+        Answers(epsilon=0.0)
+
+
 @given(st.integers(1, 10**9))
 def test_suggested_delta_is_near_tenth_of_inverse(units: int) -> None:
     assert 0.0099 / units < customary_delta(units) < 0.1 / units
@@ -78,12 +115,18 @@ def test_init_refusal_leaves_files_unchanged(
     npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "lesions").mkdir()
     before = set(tmp_path.iterdir())
     for arguments, words in (
         (["init"], "no terminal to ask them on"),
         (["init", "--yes", "--data", "gone.npz"], "there is no file"),
         (["init", "--yes", "--data", "npz"], "give the path of a file that ends in .npz"),
         (["init", "--yes", "--data", "bloodmnst"], "MedMNIST has no set 'bloodmnst'"),
+        (["init", "--yes", "--data", "labels.csv"], "cohortium pack labels.csv -o labels.npz"),
+        (["init", "--yes", "--data", "lesions"], "cohortium pack lesions -o lesions.npz"),
+        (["init", "--yes", "--data", "gone/lesions/"], "cohortium pack gone/lesions/ -o lesions"),
+        (["init", "--yes", "--data", str(npz), "--epsilon", "0"], "--epsilon 0: give 'none', or ε"),
+        (["init", "--yes", "--data", "labels.csv", "--epsilon", "0"], "--epsilon 0: give 'none'"),
         (["init", "--yes", "--data", str(npz), "--epsilon", "low"], "give 'none', or ε"),
         (["init", "--yes", "--data", str(npz), "--epsilon", "-1"], "give 'none', or ε"),
         (["init", "--yes", "--data", str(npz), "--sites", "3"], "at least 4"),
