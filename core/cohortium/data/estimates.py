@@ -160,8 +160,11 @@ def _estimate(
 ) -> Estimate:
     """Return the estimate whose intervals are cut at the ends of the range.
 
-    An interval beyond the range becomes the nearest end.
+    An interval beyond the range becomes the nearest end.  Rounding leaves no value in the range
+    outside of its intervals.
     """
+    if value is not None:
+        noise = min(noise[0], value), max(noise[1], value)
 
     def cut(limit: float) -> float:
         above = max(float(limit), span[0])

@@ -138,10 +138,11 @@ def paired_difference(
 
 
 def worst_row(rows: Sequence[GroupScore]) -> int | None:
-    """Return the position of the worst row, or None if fewer than two rows have a score.
+    """Return the position of the worst row, or None without one.
 
     Rows of at least `MIN_IMAGES` images are compared by their scores. A smaller row is the worst
-    only if its interval lies below the intervals of all other rows that have a score.
+    only if its interval lies below the intervals of all other rows that have a score. No row is
+    the worst of fewer than two with a score, or if no other row has a higher one.
 
     >>> few = GroupScore(value="a", images=2, score=0.0, low=0.0, high=0.66)
     >>> many = GroupScore(value="b", images=90, score=0.8, low=0.7, high=0.87)
@@ -160,7 +161,11 @@ def worst_row(rows: Sequence[GroupScore]) -> int | None:
         ):
             return k
     large = [k for k in scored if rows[k].images >= MIN_IMAGES]
-    return min(large, key=lambda k: _or_zero(rows[k].score)) if large else None
+    if not large:
+        return None
+    worst = min(large, key=lambda k: _or_zero(rows[k].score))
+    best = max(_or_zero(rows[k].score) for k in scored)
+    return worst if _or_zero(rows[worst].score) < best else None
 
 
 def _or_zero(value: float | None) -> float:

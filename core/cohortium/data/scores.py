@@ -262,7 +262,7 @@ def calibration_bins(
 def interval(hits: int, trials: int, *, z: float = 1.959964) -> tuple[float, float]:
     """Return the 95 % confidence interval of a share (Wilson 1927).
 
-    The share was seen in `hits` of `trials`.
+    The share was seen in `hits` of `trials`.  The interval holds it: low ≤ hits / trials ≤ high.
 
     Args:
         hits: Number of successes.
@@ -272,7 +272,9 @@ def interval(hits: int, trials: int, *, z: float = 1.959964) -> tuple[float, flo
     share, spread = hits / trials, z * z / trials
     centre = share + spread / 2
     reach = (spread * (share * (1 - share) + spread / 4)) ** 0.5
-    return max(0.0, (centre - reach) / (1 + spread)), min(1.0, (centre + reach) / (1 + spread))
+    low, high = (centre - reach) / (1 + spread), (centre + reach) / (1 + spread)
+    # Rounding puts an end that equals the share, as at 0 and at 1, on either side of it.
+    return min(share, max(0.0, low)), max(share, min(1.0, high))
 
 
 def roc_auc(scores: NDArray[np.floating], positive: NDArray[np.bool_]) -> float | None:

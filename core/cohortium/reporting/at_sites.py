@@ -23,7 +23,8 @@ class SiteEvaluation:
         totals: Estimates of all images and classes together.
         singles: Estimates of single classes, findings or tissues.
         groups: Estimates of groups of images.
-        worst: The lowest estimate of a group that is not hidden, or None.
+        worst: The lowest estimate of a group that is not hidden. None without one, or if all are
+            equal.
         overlap: Whether its interval overlaps that of all images.
         course: By rounds of training, the main estimate of each of several evaluations.
         is_old: Whether later weights than the evaluated ones exist.
@@ -51,6 +52,8 @@ def site_evaluation(record: Record) -> SiteEvaluation | None:
     groups = tuple(each for each in measured.estimates if each.group)
     told = [each for each in groups if not each.is_hidden]
     worst = min(told, key=lambda each: each.value or 0.0, default=None)
+    if len(told) > 1 and len({each.value for each in told}) == 1:
+        worst = None
     totals = tuple(each for each in measured.estimates if not each.group and not each.name)
     course = tuple(
         (each.trained_rounds, each.estimates[0])

@@ -57,6 +57,8 @@ def test_an_interval_lies_in_the_range_and_holds_the_noise_alone(
 ) -> None:
     found = share_ratio(hits, misses, noise=noise).estimate("accuracy")
     assert 0 <= found.low <= found.noise_low <= found.noise_high <= found.high <= 1
+    if found.value is not None and 0 <= found.value <= 1:
+        assert found.noise_low <= found.value <= found.noise_high
 
 
 @pytest.mark.parametrize("epsilon", [0.5, 1.0, 2.0])

@@ -159,6 +159,40 @@ def test_small_row_is_worst_only_below_all_others() -> None:
     assert worst_row([row(3, 0.0), row(4, 0.5)]) is None
 
 
+@given(
+    shown=st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))),
+    z=st.floats(0, 10),
+)
+def test_the_interval_of_a_share_holds_the_share(shown: tuple[int, int], z: float) -> None:
+    hits, trials = shown
+    low, high = interval(hits, trials, z=z)
+    assert 0 <= low <= hits / trials <= high <= 1
+
+
+@pytest.mark.parametrize("per_group", [3, 12, 40])
+def test_equal_groups_have_no_worst_one(per_group: int) -> None:
+    labels = np.tile([0, 1], per_group)
+    values = np.eye(2)[labels]
+    codes = np.repeat([0, 1], per_group)[:, None]
+    (found,) = scored(
+        Predictions(values, labels, Multiclass(("a", "b"))), examples(labels, codes), COLUMNS[:1],
+        (), np.random.default_rng(0),
+    )  # fmt: skip
+    assert [each.score for each in found.rows] == [1.0, 1.0]
+    assert [each.high for each in found.rows] == [1.0, 1.0]
+    assert (found.worst, found.is_below_all) == (None, False)
+
+
+@given(
+    scores=st.lists(
+        st.tuples(st.integers(1, 40), st.sampled_from([0.0, 0.25, 0.5, 1.0])), max_size=6
+    )
+)
+def test_the_worst_row_scores_less_than_another(scores: list[tuple[int, float]]) -> None:
+    worst = worst_row([row(images, score, score, score) for images, score in scores])
+    assert worst is None or scores[worst][1] < max(score for _, score in scores)
+
+
 def test_one_centre_or_too_many_give_no_rows() -> None:
     labels = np.arange(70) % 2
     predictions = Predictions(np.eye(2)[labels], labels, Multiclass(("a", "b")))
