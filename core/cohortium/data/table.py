@@ -16,6 +16,7 @@ import numpy as np
 from attrs import field, frozen
 
 from cohortium.data.csv_table import Delimiter, read_csv
+from cohortium.data.location import other_reader
 from cohortium.data.parquet_table import read_parquet
 from cohortium.errors import DataError
 from cohortium.text import quote_key
@@ -111,6 +112,8 @@ def read_table(path: Path, columns: Sequence[str], *, delimiter: Delimiter = "au
     """
     suffix = path.suffix.lower()
     if suffix not in TABLE_SUFFIXES:
+        if advice := other_reader(path):
+            raise DataError(f"{path} is no table; {advice}.")
         raise DataError(
             f"{path} is no table that can be read; give a file that ends in "
             f"{', '.join(TABLE_SUFFIXES[:-1])} or {TABLE_SUFFIXES[-1]}."
