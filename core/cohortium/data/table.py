@@ -10,6 +10,7 @@ kinds of file. Errors name the place of a row, and no cell's content.
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -94,7 +95,13 @@ class Table:
         return np.array([number[cell] for cell in cells], dtype=np.int64), names
 
 
-def read_table(path: Path, columns: Sequence[str], *, delimiter: Delimiter = "auto") -> Table:
+def read_table(
+    path: Path,
+    columns: Sequence[str],
+    *,
+    delimiter: Delimiter = "auto",
+    keys: Mapping[str, str] = MappingProxyType({}),
+) -> Table:
     """Read columns of a table.
 
     A CSV file is UTF-8, with or without a byte order mark, and its first line names the columns.
@@ -105,6 +112,8 @@ def read_table(path: Path, columns: Sequence[str], *, delimiter: Delimiter = "au
         columns: Names of the columns to read.
         delimiter: The character between cells of a CSV file. "auto" takes the comma, the semicolon
             or the tab, if only one of them is possible.
+        keys: The key of a data set that names each column, which the error about a missing column
+            then names.
 
     Raises:
         DataError: The file is missing, damaged, too large or empty. Or a column is missing or
@@ -120,7 +129,10 @@ def read_table(path: Path, columns: Sequence[str], *, delimiter: Delimiter = "au
         )
     wanted = tuple(dict.fromkeys(columns))
     is_parquet = suffix == ".parquet"
-    read, numbers = read_parquet(path, wanted) if is_parquet else read_csv(path, wanted, delimiter)
+    if is_parquet:
+        read, numbers = read_parquet(path, wanted, keys)
+    else:
+        read, numbers = read_csv(path, wanted, delimiter, keys)
     if not numbers:
         raise DataError(f"{path} has no rows; write one for each image.")
     return Table(path=path, columns=read, numbers=numbers, unit="row" if is_parquet else "line")
