@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cohortium.roles.protocols import Dataset
+
+
+_OF_LISTED_FILES: Final = ("table", "nifti", "dicom")
+"""Data sets of files that a table lists."""
 
 
 def build_dataset(path: Path, given: Mapping[str, Any]) -> Dataset:
@@ -66,8 +70,18 @@ def _by_kind(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _by_listed_files(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    catalog = discover()
+    known = {
+        key
+        for name in _OF_LISTED_FILES
+        if name in catalog.names("dataset")
+        for key in construction.parameters(catalog.find("dataset", name).factory, what=name)
+    }
+    if not set(given) <= known:
+        # The construction names the unknown key, before its default column is missed.
+        return {"name": "table"}
     column = str(given.get("image", "path"))
-    listed = read_table(path, [column]).columns[column]
+    listed = read_table(path, [column], keys={column: "dataset.image"}).columns[column]
     names = [name.lower() for name in listed if name]
     if any(name.endswith((".nii", ".nii.gz")) for name in names):
         return {"name": "nifti"}

@@ -11,7 +11,7 @@ from cohortium.data.table_header import find_columns, require_small
 from cohortium.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from io import TextIOWrapper
     from pathlib import Path
 
@@ -22,7 +22,7 @@ _NAMES: Final = {",": "a comma", ";": "a semicolon", "\t": "a tab"}
 
 
 def read_csv(
-    path: Path, wanted: Sequence[str], delimiter: Delimiter
+    path: Path, wanted: Sequence[str], delimiter: Delimiter, keys: Mapping[str, str]
 ) -> tuple[dict[str, tuple[str, ...]], tuple[int, ...]]:
     """Return the cells of the wanted columns, and the line in which each row begins.
 
@@ -35,7 +35,7 @@ def read_csv(
         split_at = _choose(file, path, wanted) if delimiter == "auto" else delimiter
         rows = _rows(file, path, split_at)
         _, names = next(rows, (1, []))
-        places = find_columns([name.strip() for name in names], wanted, path)
+        places = find_columns([name.strip() for name in names], wanted, path, keys)
         for line, row in rows:
             if len(row) != len(names):
                 raise DataError(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from cohortium.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 DATA_FOLDER: Final = "COHORTIUM_DATA"
 """The environment variable that names the folder of data files."""
@@ -43,6 +46,36 @@ def is_system_file(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM_FILES
 
 
+def other_reader(path: Path) -> str:
+    """Return the data set that reads such a file or folder, as the end of a sentence, or "".
+
+    Args:
+        path: The file or folder. Its name and kind count, and its content is not read.
+    """
+    name = path.name.lower()
+    if os.path.isdir(path):  # noqa: PTH112 - methods of Path raise, see `find_data`
+        return 'it is a folder, which the data set "folder" reads: set name = "folder"'
+    if name.endswith(".npz"):
+        return 'the data set "npz" reads such files: set name = "npz"'
+    if name.endswith((".csv", ".tsv", ".txt", ".parquet")):
+        return (
+            'it is a table, which the data set "table" reads, or "dicom" or "nifti" if it lists '
+            'such files: set name = "table"'
+        )
+    for suffixes, kind in _LISTED.items():
+        if name.endswith(suffixes):
+            return f'it is one image: list all images in a table, and set name = "{kind}"'
+    return ""
+
+
+_LISTED: Final[Mapping[tuple[str, ...], str]] = {
+    (".nii", ".nii.gz"): "nifti",
+    (".dcm",): "dicom",
+    (".png", ".jpg", ".jpeg", ".tif", ".tiff"): "table",
+}
+"""Data sets that read listed files, by the endings of these."""
+
+
 def find_data(given: str, kind: Literal["file", "folder"] = "file") -> Path:
     """Return the path of data: as given, else in the folder that `COHORTIUM_DATA` names.
 
@@ -59,6 +92,9 @@ def find_data(given: str, kind: Literal["file", "folder"] = "file") -> Path:
     for place in (path,) if folder is None else (path, folder / path):
         if exists(place):
             return place
+    for place in (path,) if folder is None else (path, folder / path):
+        if os.path.lexists(place) and (advice := other_reader(place)):
+            raise DataError(f"{place} is no {kind}; {advice}.")
     if folder is None:
         beside = "COHORTIUM_DATA names no folder to look in besides"
     else:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
+from cohortium.data.location import other_reader
 from cohortium.data.memory import available
 from cohortium.data.npy import UNREADABLE, check_header, read_header
 from cohortium.data.scratch import MAX_MEMORY_BYTES
@@ -154,6 +155,9 @@ def reworded_faults(path: Path) -> Iterator[None]:
     try:
         yield
     except _UNREADABLE as error:
+        advice = "" if path.suffix.lower() == ".npz" else other_reader(path)
+        if advice and not zipfile.is_zipfile(path):
+            raise DataError(f"{path} is no npz archive; {advice}.") from error
         reason = str(error).rstrip(".") or type(error).__name__
         raise DataError(
             f"{path} cannot be read as an npz archive ({reason}); copy it anew, or write it anew "

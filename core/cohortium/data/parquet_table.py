@@ -10,12 +10,12 @@ from cohortium.errors import DataError
 from cohortium.text import quote_key
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 
 def read_parquet(
-    path: Path, wanted: Sequence[str]
+    path: Path, wanted: Sequence[str], keys: Mapping[str, str]
 ) -> tuple[dict[str, tuple[str, ...]], tuple[int, ...]]:
     """Return the cells of the wanted columns as text, and the number of each row from 1.
 
@@ -34,7 +34,7 @@ def read_parquet(
     columns: dict[str, list[str]] = {name: [] for name in wanted}
     try:
         with path.open("rb") as stream, parquet.ParquetFile(stream) as file:
-            find_columns(file.schema_arrow.names, wanted, path)
+            find_columns(file.schema_arrow.names, wanted, path, keys)
             _require_plain(file.schema_arrow, wanted, path)
             require_small(path, _unpacked_size(file.metadata, wanted))
             for batch in file.iter_batches(columns=list(wanted)):

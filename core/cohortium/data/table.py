@@ -10,12 +10,14 @@ kinds of file. Errors name the place of a row, and no cell's content.
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from attrs import field, frozen
 
 from cohortium.data.csv_table import Delimiter, read_csv
+from cohortium.data.location import other_reader
 from cohortium.data.parquet_table import read_parquet
 from cohortium.errors import DataError
 from cohortium.text import quote_key
@@ -93,7 +95,13 @@ class Table:
         return np.array([number[cell] for cell in cells], dtype=np.int64), names
 
 
-def read_table(path: Path, columns: Sequence[str], *, delimiter: Delimiter = "auto") -> Table:
+def read_table(
+    path: Path,
+    columns: Sequence[str],
+    *,
+    delimiter: Delimiter = "auto",
+    keys: Mapping[str, str] = MappingProxyType({}),
+) -> Table:
     """Read columns of a table.
 
     A CSV file is UTF-8, with or without a byte order mark, and its first line names the columns.
@@ -104,6 +112,8 @@ def read_table(path: Path, columns: Sequence[str], *, delimiter: Delimiter = "au
         columns: Names of the columns to read.
         delimiter: The character between cells of a CSV file. "auto" takes the comma, the semicolon
             or the tab, if only one of them is possible.
+        keys: The key of a data set that names each column, which the error about a missing column
+            then names.
 
     Raises:
         DataError: The file is missing, damaged, too large or empty. Or a column is missing or
@@ -111,13 +121,18 @@ def read_table(path: Path, columns: Sequence[str], *, delimiter: Delimiter = "au
     """
     suffix = path.suffix.lower()
     if suffix not in TABLE_SUFFIXES:
+        if advice := other_reader(path):
+            raise DataError(f"{path} is no table; {advice}.")
         raise DataError(
             f"{path} is no table that can be read; give a file that ends in "
             f"{', '.join(TABLE_SUFFIXES[:-1])} or {TABLE_SUFFIXES[-1]}."
         )
     wanted = tuple(dict.fromkeys(columns))
     is_parquet = suffix == ".parquet"
-    read, numbers = read_parquet(path, wanted) if is_parquet else read_csv(path, wanted, delimiter)
+    if is_parquet:
+        read, numbers = read_parquet(path, wanted, keys)
+    else:
+        read, numbers = read_csv(path, wanted, delimiter, keys)
     if not numbers:
         raise DataError(f"{path} has no rows; write one for each image.")
     return Table(path=path, columns=read, numbers=numbers, unit="row" if is_parquet else "line")

@@ -149,6 +149,19 @@ class FileTable:
         return self.labels or (self.mask or self.label or "label",)
 
     @property
+    def _keys_of_columns(self) -> dict[str, str]:
+        """Each column to read, with the key that names it."""
+        kind = "labels" if self.labels else "mask" if self.mask else "label"
+        named = [(self.image, "image"), *((column, kind) for column in self._label_columns)]
+        named += [(getattr(self, key), key) for key in ("patient", "site", "split")]
+        named += [(column, "groups") for column in self.groups]
+        keys: dict[str, str] = {}
+        for column, key in named:
+            if column:
+                keys.setdefault(column, key)
+        return keys
+
+    @property
     def file_format(self) -> ListedFormat | None:
         """The format of the files, or None if a subclass has a `load` of its own."""
         return None
@@ -209,9 +222,8 @@ class FileTable:
         """
         path = find_data(self.path)
         root = find_data(self.root, "folder") if self.root else path.parent
-        named = (self.image, *self._label_columns, self.patient, self.site, self.split)
-        named = (*named, *self.groups)
-        table = read_table(path, [name for name in named if name], delimiter=self.delimiter)
+        keys = self._keys_of_columns
+        table = read_table(path, list(keys), delimiter=self.delimiter, keys=keys)
         key = None
         if self.patient_key:
             key = read_patient_key(path.parent / Path(self.patient_key).expanduser())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from cohortium.data.image_file import IMAGE_SUFFIXES
 from cohortium.errors import DataError
-from cohortium.text import escape_control_characters
+from cohortium.text import escape_control_characters, quote_key
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -85,13 +85,16 @@ def listed_rows(
         As for `listed_files`.
 
     Raises:
-        DataError: As for `listed_files`, if there is no survey.
+        DataError: As for `listed_files`, if there is no survey. Or no listed file exists.
     """
     inside = Path(os.path.realpath(root))
     folders: dict[str, Path] = {}
     listed: dict[Path, int] = {}
     files: dict[int, Path] = {}
-    for row, text in enumerate(table.complete(column, "name an image, or leave the row out")):
+    texts = table.complete(column, "name an image, or leave the row out")
+    if not suffixes or all(text.lower().endswith(tuple(suffixes)) for text in texts):
+        _require_any(table, column, texts, inside)
+    for row, text in enumerate(texts):
         with _noted(survey):
             path = _resolve(text, inside, folders, table.where(row), tuple(suffixes))
             is_folder = allow_folders and os.path.isdir(path)  # noqa: PTH112 - see `_require_file`
@@ -113,6 +116,26 @@ def listed_rows(
                 files[row] = path
         files = dict(sorted(files.items()))
     return files
+
+
+def _require_any(table: Table, column: str, texts: Sequence[str], inside: Path) -> None:
+    """Refuse a wrong root in one sentence, instead of one for each row.
+
+    Raises:
+        DataError: The root has none of several files. A path that leaves it is left to its row.
+    """
+    if len(texts) > 1 and not any(_leaves(t) or os.path.lexists(inside / t) for t in texts):
+        slashes = ", and write / between folders" if any("\\" in text for text in texts) else ""
+        raise DataError(
+            f"{table.path}: all {len(texts):,} files of the column {quote_key(column)} are missing "
+            f"in {inside}; set root of the data set to the folder that has them{slashes}."
+        )
+
+
+def _leaves(text: str) -> bool:
+    """Return whether a path is not written relative to the root, or leaves it."""
+    is_outside = _ABSOLUTE.match(text) or ".." in re.split(r"[/\\]", text)
+    return bool(is_outside) or "\0" in text
 
 
 @contextlib.contextmanager
@@ -143,7 +166,7 @@ def _resolve(
     Folders whose links have been followed are kept in `folders`.
     """
     leaves = f"leaves the folder {root}"
-    if _ABSOLUTE.match(text) or ".." in re.split(r"[/\\]", text) or "\0" in text:
+    if _leaves(text):
         raise DataError(
             f"{where}: the path {_shown(text)} {leaves}; write it relative to that folder, which "
             "root declares, and without '..'."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from cohortium.data.image_file import IMAGE_SUFFIXES
@@ -9,7 +10,7 @@ from cohortium.errors import DataError
 from cohortium.text import did_you_mean, elide_middle, quote_key
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 MAX_TABLE_BYTES: Final = 1 << 28
@@ -19,13 +20,19 @@ The largest public set of chest images, with all its reports, has a table of hal
 """
 
 
-def find_columns(names: Sequence[str], wanted: Sequence[str], path: Path) -> list[int]:
+def find_columns(
+    names: Sequence[str],
+    wanted: Sequence[str],
+    path: Path,
+    keys: Mapping[str, str] = MappingProxyType({}),
+) -> list[int]:
     """Return the position of each wanted column.
 
     Args:
         names: Names of all columns, in their order.
         wanted: Names of the columns to find.
         path: The table, for an error.
+        keys: The key of a data set that names each column, for an error.
 
     Raises:
         DataError: A column is missing or occurs twice. Or the table has no line of names.
@@ -38,8 +45,10 @@ def find_columns(names: Sequence[str], wanted: Sequence[str], path: Path) -> lis
         )
     for name in wanted:
         if name not in names:
+            advice = f"set {keys[name]} of the data set to another: " if name in keys else ""
             raise DataError(
-                f"{path} has no column {quote_key(name)}; {elide_middle(did_you_mean(name, names))}"
+                f"{path} has no column {quote_key(name)}; "
+                f"{advice}{elide_middle(did_you_mean(name, names))}"
             )
         if names.count(name) > 1:
             raise DataError(f"{path} has two columns {quote_key(name)}; rename or remove one.")

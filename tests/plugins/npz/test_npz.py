@@ -289,3 +289,19 @@ def test_real_images_load_with_clients() -> None:
     assert splits.validation is not None
     assert splits.test is not None
     assert (len(splits.validation), len(splits.test), len(splits.classes)) == (565, 949, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "reader"),
+    [("ok.csv", "table"), ("a.png", "table"), ("a.nii.gz", "nifti"), ("a.dcm", "dicom")],
+)
+def test_other_files_name_their_data_set(tmp_path: Path, name: str, reader: str) -> None:
+    (tmp_path / name).write_text("path,label\n")
+    with pytest.raises(DataError, match=f'is no npz archive; .*set name = "{reader}"') as error:
+        Npz(path=str(tmp_path / name)).load()
+    assert "copy it anew" not in str(error.value)
+
+
+def test_folder_names_its_data_set(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r'is no file; it is a folder, .* set name = "folder"'):
+        Npz(path=str(tmp_path)).load()

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cohortium import Federation
-from cohortium.errors import RequestError, StudyError
+from cohortium.errors import DataError, RequestError, StudyError
 from cohortium.runs.prepare import partition_study
 from tests.support.command_line import cohortium
 from tests.support.dicom_files import PATIENT, saved
@@ -208,3 +208,15 @@ def test_unknown_findings_are_counted(tmp_path: Path) -> None:
         page.read_text(),
     )
     assert rows == [("mass", "3", "1"), ("nodule", "2", "3")]
+
+
+def test_unknown_key_is_named_before_a_missing_column(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", 1)
+    table, out = tmp_path / "labels.csv", ("--out", str(tmp_path / "page.html"))
+    table.write_text("file,finding\na.png,x\n")
+    with pytest.raises(StudyError, match=r"imge.*did you mean image\?"):
+        cohortium("data", str(table), "--set", "dataset.imge=file", *out)
+    with pytest.raises(DataError, match=r"no column path; set dataset\.image of the data set"):
+        cohortium("data", str(table), *out)
+    with pytest.raises(DataError, match="no column label; set label of the data set to another"):
+        cohortium("data", str(table), "--set", "dataset.image=file", *out)

@@ -198,3 +198,8 @@ def test_missing_pyarrow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(DataError, match=r"needs pyarrow; pip install 'cohortium\[parquet\]'"):
         read_table(put(tmp_path, "", "t.parquet"), ["path"])
+
+
+def test_other_files_name_their_data_set(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r'is no table; .* set name = "npz"'):
+        read_table(put(tmp_path, PLAIN, "t.npz"), ["path"])
