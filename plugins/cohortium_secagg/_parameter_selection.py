@@ -247,7 +247,12 @@ def _require_cohort(federation_spec: FederationSpec, needed: int) -> None:
     # A cohort of all sites, which is the default, can only grow with their number.
     is_whole = federation_spec.cohort_size == federation_spec.sites
     name = "federation.sites" if is_whole else "federation.cohort_size"
-    _require(name, federation_spec.cohort_size, needed, f"a sum is opened over {needed} or more")
+    why = f"a sum is opened over {needed} or more"
+    if federation_spec.adversary == "honest-but-curious" and not federation_spec.max_colluding:
+        why += (
+            "; or take the aggregator 'plain', under which the coordinator sees each site's release"
+        )
+    _require(name, federation_spec.cohort_size, needed, why)
 
 
 def _require(name: str, value: int, least: int, why: str) -> None:

@@ -220,6 +220,32 @@ class Weightless(Local):
         return evolve(Local.made(self, task, before), weight=-1.0)
 
 
+@frozen
+class WeighsOneClass(Local):
+    """Its weight is the number of examples of one class."""
+
+    label: int
+
+    def made(self, task: LocalTask, before: Tensor) -> LocalResult:
+        return evolve(
+            Local.made(self, task, before), weight=float((task.labels == self.label).sum())
+        )
+
+
+class WeighsLabels(Local):
+    """Its weight is the sum of the labels."""
+
+    def made(self, task: LocalTask, before: Tensor) -> LocalResult:
+        return evolve(Local.made(self, task, before), weight=float(task.labels.sum()))
+
+
+class WeighsBrightness(Local):
+    """Its weight follows the images."""
+
+    def made(self, task: LocalTask, before: Tensor) -> LocalResult:
+        return evolve(Local.made(self, task, before), weight=float(task.images.sum()))
+
+
 class DividesByTheBatch(Local):
     def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
         count: list[int] = []

@@ -143,8 +143,9 @@ class Trainer(Protocol):
 
     Guarantees:
         All training data reaches the update through `SitePrivatizer.set_private_gradient` alone.
-        With zero gradients, `parameters`, `state` and every *other* example's loss are the same for
-        any value of any one example.  The conformance kit checks exactly that.
+        With zero gradients, the result's `vector`, `extra`, `weight` and `state` and every *other*
+        example's loss are the same for any value of any one example.  The conformance kit checks
+        exactly that.
         A trainer whose losses mix examples declares it (`Workload.has_mixed_examples`).  It never
         trains under privacy of examples or patients.
     """

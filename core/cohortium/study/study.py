@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import attrs
@@ -115,6 +116,18 @@ def _known_baselines(_: object, attribute: Attribute[Any], value: tuple[str, ...
         raise ValueError(f"'{attribute.name}' takes each of {', '.join(known)} at most once")
 
 
+def _whole(_: object, attribute: Attribute[Any], value: object) -> None:
+    """Refuse a value that is no whole number, before its bounds are compared."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"'{attribute.name}' must be a whole number, not {value!r}")
+
+
+def _number(_: object, attribute: Attribute[Any], value: object) -> None:
+    """Refuse a value that is no number, before its bounds are compared."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"'{attribute.name}' must be a number, not {value!r}")
+
+
 @frozen(kw_only=True)
 class Study:
     """A study as a value: seven roles and their settings.
@@ -187,23 +200,23 @@ class Study:
     prior: PriorRelease | None = None
     search: Search | None = None
 
-    sites: int = field(default=10, validator=[ge(1), le(MAX_SITES)])
-    rounds: int = field(default=60, validator=[ge(1), le(MAX_ROUNDS)])
-    seed: int = field(default=1, validator=[ge(0), lt(1 << 63)])
-    cohort_size: int = field(default=0, validator=[ge(0), le(MAX_SITES)])
-    min_contributors: int = field(default=1, validator=[ge(1), le(MAX_SITES)])
-    retries: int = field(default=0, validator=[ge(0), le(MAX_ROUNDS)])
-    reply_timeout: float = field(default=0.0, validator=[ge(0), lt(MAX_TIMEOUT)])
+    sites: int = field(default=10, validator=[_whole, ge(1), le(MAX_SITES)])
+    rounds: int = field(default=60, validator=[_whole, ge(1), le(MAX_ROUNDS)])
+    seed: int = field(default=1, validator=[_whole, ge(0), lt(1 << 63)])
+    cohort_size: int = field(default=0, validator=[_whole, ge(0), le(MAX_SITES)])
+    min_contributors: int = field(default=1, validator=[_whole, ge(1), le(MAX_SITES)])
+    retries: int = field(default=0, validator=[_whole, ge(0), le(MAX_ROUNDS)])
+    reply_timeout: float = field(default=0.0, validator=[_number, ge(0), lt(MAX_TIMEOUT)])
     device: str = "cpu"
-    threads: int = field(default=0, validator=[ge(0), le(MAX_THREADS)])
+    threads: int = field(default=0, validator=[_whole, ge(0), le(MAX_THREADS)])
     adversary: Adversary = field(
         default="honest-but-curious", validator=in_(("honest-but-curious", "active"))
     )
-    max_colluding: int = field(default=0, validator=[ge(0), le(MAX_SITES)])
+    max_colluding: int = field(default=0, validator=[_whole, ge(0), le(MAX_SITES)])
     insecure_seeded_secrets: bool = False
     key_directory: str = ""
-    evaluate_every: int = field(default=1, validator=[ge(0), le(MAX_ROUNDS)])
-    holdout_fraction: float = field(default=0.0, validator=[ge(0), lt(1)])
+    evaluate_every: int = field(default=1, validator=[_whole, ge(0), le(MAX_ROUNDS)])
+    holdout_fraction: float = field(default=0.0, validator=[_number, ge(0), lt(1)])
     holdout_baselines: tuple[Baseline, ...] = field(default=(), validator=_known_baselines)
     observers: tuple[str, ...] = ()
 

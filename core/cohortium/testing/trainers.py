@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from cohortium.roles.protocols import Trainer
-    from cohortium.roles.values import ExampleIndices
+    from cohortium.roles.values import ExampleIndices, LocalResult
 
 REPLACED = 5
 """Position of the example that the checks replace."""
@@ -49,41 +49,27 @@ WHAT_ELSE = (
 def check_no_leak(trainer: Trainer) -> str | None:
     """With zero gradients, nothing that `train` returns depends on one example.
 
-    The check replaces one example's image and label.  The vector, the state and the loss of every
-    *other* example must stay unchanged.  This holds in the first round and in one that begins with
-    a state.  Losses may change if the workload declares mixed examples.
+    The check replaces one example's image, and its label by each other class.  All that is
+    released, the state and the loss of every *other* example must stay unchanged.  This holds in
+    the first round and in one that begins with a state.  Losses may change if the workload declares
+    mixed examples.
     """
-    import torch
-
     workload = declared_workload(trainer)
     batches = poisson_batches(workload, always=REPLACED)
     data = samples.examples(EXAMPLES)
-    states: list[Mapping[str, Tensor]] = [{}, {}]
+    # A count of one class changes only if the example comes into it or leaves it.
+    sets = [data, *(_replaced(data, by) for by in range(1, len(samples.CLASSES)))]
+    states: list[Mapping[str, Tensor]] = [{} for _ in sets]
     for round_ in range(COHORT.rounds):
-        probes = ProbePrivatizer(batches), ProbePrivatizer(batches)
-        one, other = (
+        probes = [ProbePrivatizer(batches) for _ in sets]
+        one, *others = (
             train(trainer, probe, data=which, round=round_, state=state)
-            for probe, which, state in zip(probes, (data, _replaced(data)), states, strict=True)
+            for probe, which, state in zip(probes, sets, states, strict=True)
         )
-        _ensure_same_losses(*probes, has_mixed_examples=workload.has_mixed_examples)
-        ensure(
-            _close(one.vector, other.vector),
-            "the vector changed when one example was replaced, though every gradient was zero: "
-            f"training data reaches it past the privatizer. {WHAT_ELSE}",
-        )
-        extras = [torch.zeros(0) if each.extra is None else each.extra for each in (one, other)]
-        ensure(
-            _close(*extras),
-            "the further numbers of the release changed when one example was replaced, though "
-            f"every gradient was zero. {WHAT_ELSE}",
-        )
-        ensure(
-            one.state.keys() == other.state.keys()
-            and all(_close(one.state[key], other.state[key]) for key in one.state),
-            "the state changed when one example was replaced, though every gradient was zero: a "
-            f"later round would carry training data past the privatizer. {WHAT_ELSE}",
-        )
-        states = [one.state, other.state]
+        for probe, other in zip(probes[1:], others, strict=True):
+            _ensure_same_losses(probes[0], probe, has_mixed_examples=workload.has_mixed_examples)
+            _ensure_same_result(one, other)
+        states = [one.state, *(other.state for other in others)]
     return "mixes examples: no example-level privacy" if workload.has_mixed_examples else None
 
 
@@ -284,11 +270,40 @@ CHECKS: tuple[Check, ...] = (
 """Every check of a trainer."""
 
 
-def _replaced(data: Examples) -> Examples:
+def _replaced(data: Examples, by: int) -> Examples:
+    """Return the data with another image, and with a label that is `by` classes further."""
     images, labels = data.images.copy(), data.labels.copy()
     images[REPLACED] = 255 - images[REPLACED] // 4
-    labels[REPLACED] = (labels[REPLACED] + 1) % len(samples.CLASSES)
+    labels[REPLACED] = (labels[REPLACED] + by) % len(samples.CLASSES)
     return Examples(images, labels)
+
+
+def _ensure_same_result(one: LocalResult, other: LocalResult) -> None:
+    import torch
+
+    ensure(
+        _close(one.vector, other.vector),
+        "the vector changed when one example was replaced, though every gradient was zero: "
+        f"training data reaches it past the privatizer. {WHAT_ELSE}",
+    )
+    extras = [torch.zeros(0) if each.extra is None else each.extra for each in (one, other)]
+    ensure(
+        _close(*extras),
+        "the further numbers of the release changed when one example was replaced, though "
+        f"every gradient was zero. {WHAT_ELSE}",
+    )
+    ensure(
+        math.isclose(one.weight, other.weight, rel_tol=CLOSE, abs_tol=CLOSE),
+        f"the weight changed from {one.weight:g} to {other.weight:g} when one example was replaced;"
+        " it is the number of examples behind the vector, so take it from the number of labels "
+        "and not from their values.",
+    )
+    ensure(
+        one.state.keys() == other.state.keys()
+        and all(_close(one.state[key], other.state[key]) for key in one.state),
+        "the state changed when one example was replaced, though every gradient was zero: a "
+        f"later round would carry training data past the privatizer. {WHAT_ELSE}",
+    )
 
 
 def _ensure_same_losses(

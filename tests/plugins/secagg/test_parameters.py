@@ -28,7 +28,7 @@ from cohortium_secagg import SecAgg, cohortium_aggregators
         (
             SecAgg(),
             {"sites": 3, "cohort_size": 3},
-            r"federation\.sites is 3, but must be at least 4",
+            r"federation\.sites is 3, but must be at least 4: .*'plain'.* sees each site's release",
         ),
         (SecAgg(), {"max_colluding": 4}, "reconstruction_threshold is 4, but must be at least 5"),
         (

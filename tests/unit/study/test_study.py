@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from cohortium_dpresnet import DPResNet
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from cohortium_phantom import Phantom
+from tests.support.federations import tiny_federation
 
 
 def write(path: Path, text: str) -> Path:
@@ -158,3 +160,16 @@ def test_a_part_may_hold_parts_of_its_own(tmp_path: Path) -> None:
 def test_errors_in_an_inner_part_say_where(setting: str, words: str) -> None:
     with pytest.raises(CohortiumError, match=words):
         Federation.read(None, [setting])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sites", "rounds", "seed", "cohort_size", "min_contributors", "retries", "threads",
+        "max_colluding", "evaluate_every", "reply_timeout", "holdout_fraction",
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("value", ["4", None, True])
+def test_setting_of_another_type_is_named(name: str, value: Any) -> None:
+    with pytest.raises(TypeError, match=rf"^'{name}' must be a (whole )?number, not {value!r}$"):
+        tiny_federation(**{name: value})
