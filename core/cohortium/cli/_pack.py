@@ -59,6 +59,7 @@ def pack(
 
 
 def _pack(path: Path, overrides: list[str] | None, out: Path, *, skip_refused: bool) -> None:
+    from cohortium.data.doubts import doubts
     from cohortium.data.packed import write_store
     from cohortium.data.survey import DataSurvey, load_readable
     from cohortium.storage.writable import check_new_file
@@ -93,6 +94,7 @@ def _pack(path: Path, overrides: list[str] | None, out: Path, *, skip_refused: b
         ("left out", f"{survey.num_refused:,}"),
         ("store", f"{out}, {out.stat().st_size:,} bytes"),
         ("sha256", digest),
+        *(("warning", doubt) for doubt in doubts(splits)),
     ]
     for label, value in rows:
         typer.echo(sanitize(f"{label:>14}  {value}"))

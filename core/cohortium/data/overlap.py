@@ -28,8 +28,8 @@ def overlap(train: Examples, test: Examples, *, compares_patients: bool = True) 
         The beginning of a sentence, such as "3 of the 40 test images are training images".  It is
         empty if the sets are disjoint.
     """
-    known = {*_digests(train)}
-    shared = sum(digest in known for digest in _digests(test))
+    known = {*image_digests(train)}
+    shared = sum(digest in known for digest in image_digests(test))
     if shared:
         return f"{shared:,} of the {len(test):,} test images are training images"
     if not compares_patients or train.patients is None or test.patients is None:
@@ -41,7 +41,7 @@ def overlap(train: Examples, test: Examples, *, compares_patients: bool = True) 
     return f"{len(both):,} of the {len(patients):,} patients with test images have training images"
 
 
-def _digests(examples: Examples) -> list[bytes]:
+def image_digests(examples: Examples) -> list[bytes]:
     """Return the SHA-256 of each image's stored values."""
 
     def digest(image: NDArray[np.generic]) -> bytes:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import itertools
 import re
+from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from cohortium.data.labels import class_names, label_column
 from cohortium.errors import DataError
-from cohortium.text import did_you_mean, elide_middle, quote_key
+from cohortium.text import MAX_SHOWN, did_you_mean, elide_middle, quote_key
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
 
 FEW_NAMES: Final = 20
 """Number of classes up to which no column is taken for one of identifiers."""
+
+MAX_UNKNOWN: Final = 10
+"""Largest number of labels that are no class and whose place an error names."""
 
 UNKNOWN: Final = -1
 """A finding of which nobody knows whether the image has it."""
@@ -66,13 +72,39 @@ def class_labels(
         return numbers, tuple(classes)
     names = tuple(classes) or _derive_names(table, column, cells)
     number = {name: index for index, name in enumerate(names)}
-    for row, cell in enumerate(cells):
-        if cell not in number:
-            raise DataError(
-                f"{table.where(row)}: {quote_key(column)} is none of the declared classes; "
-                f"{elide_middle(did_you_mean(cell, names))}"
-            )
+    if unknown := Counter(cell for cell in cells if cell not in number):
+        raise DataError(_unknown_labels(table, column, unknown, names))
     return np.array([number[cell] for cell in cells], dtype=np.int64), names
+
+
+def _unknown_labels(table: Table, column: str, unknown: Counter[str], names: Sequence[str]) -> str:
+    """Return a sentence about all labels that are no declared class, and repeat none of them.
+
+    Args:
+        table: The table.
+        column: Its column of labels.
+        unknown: Number of rows of each such label, in the order of the table.
+        names: The declared classes.
+    """
+    cells = table.columns[column]
+    first, *others = ((cells.index(cell), cell) for cell in itertools.islice(unknown, MAX_UNKNOWN))
+    if not others:
+        row, cell = first
+        return (
+            f"{table.where(row)}: {quote_key(column)} is none of the declared classes; "
+            f"{elide_middle(did_you_mean(cell, names))}"
+        )
+    places = []
+    for row, cell in (first, *others):
+        close = difflib.get_close_matches(cell[:MAX_SHOWN], names, n=1, cutoff=0.6)
+        advice = f" (did you mean {quote_key(close[0])}?)" if close else ""
+        places.append(f"{table.unit} {table.numbers[row]}{advice}")
+    more = ", …" if len(unknown) > MAX_UNKNOWN else ""
+    return (
+        f"{table.path}: {quote_key(column)} is none of the declared classes in "
+        f"{unknown.total():,} rows, with {len(unknown):,} different labels, first in "
+        f"{', '.join(places)}{more}; correct them, or declare more classes."
+    )
 
 
 def finding_labels(table: Table, columns: Sequence[str]) -> NDArray[np.int8]:

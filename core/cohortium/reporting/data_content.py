@@ -8,6 +8,7 @@ import attrs
 import numpy as np
 from attrs import field, frozen
 
+from cohortium.data.doubts import doubts
 from cohortium.data.examples import MAX_INTENSITY
 from cohortium.data.splits import UndeclaredRangeError
 from cohortium.data.survey import DataSurvey, load_readable
@@ -89,6 +90,7 @@ class DataFacts:
         faults: Sentences about faults for which a run would refuse the data.
         window: The declared window in words, or "".
         test: The test images of a hospital's site file, as a data set of their own, or None.
+        doubts: Sentences about equal images, and about labels of one image.
         overlap: Outcome of the comparison of a hospital's training and test images, or "".
     """
 
@@ -113,6 +115,7 @@ class DataFacts:
     faults: tuple[str, ...] = ()
     window: str = ""
     test: DataFacts | None = field(default=None, repr=False)
+    doubts: tuple[str, ...] = ()
     overlap: str = ""
 
     @property
@@ -244,6 +247,7 @@ def facts_of(
         shared_patients=0 if in_splits is None else int((in_splits > 1).sum()),
         faults=tuple(faults),
         window=_window(dataset),
+        doubts=doubts(splits),
     )
 
 

@@ -122,6 +122,8 @@ def summary(facts: DataFacts) -> list[tuple[str, str]]:
         rows.append(("test images", f"{facts.test.images:,} ({facts.test.kind})"))
     if facts.overlap:
         rows.append(("overlap", facts.overlap))
+    for each in (facts,) if facts.test is None else (facts, facts.test):
+        rows += [("warning", doubt) for doubt in each.doubts]
     if facts.num_refused:
         rows.append(("refused", wording.plural(facts.num_refused, "file")))
     return rows

@@ -220,3 +220,31 @@ def test_unknown_key_is_named_before_a_missing_column(tmp_path: Path) -> None:
         cohortium("data", str(table), *out)
     with pytest.raises(DataError, match="no column label; set label of the data set to another"):
         cohortium("data", str(table), "--set", "dataset.image=file", *out)
+
+
+def test_equal_images_and_single_labels_are_warned_of(tmp_path: Path) -> None:
+    rows = ["path,label,patient,split"]
+    for k in range(8):
+        save(tmp_path / f"{k}.png", 10 * (k % 6))
+        label = "tumuor" if k == 3 else ("normal", "tumour")[k % 2]
+        rows.append(f"{k}.png,{label},P-{1 if k == 7 else k},{'test' if k == 6 else 'train'}")
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    page, settings = tmp_path / "page.html", ("--set", "dataset.patient=patient")
+    settings += ("--set", "dataset.split=split")
+    equal = (
+        "2 images have the pixels of an earlier image (1 of another patient, 1 of another split)"
+    )
+    for command in (("data", "--out", str(page)), ("pack", "-o", str(tmp_path / "t.npz"))):
+        status, out, _ = cohortium(command[0], str(tmp_path / "t.csv"), *settings, *command[1:])
+        assert status == 0
+        assert equal in out
+        assert "1 label has one image only (tumuor)" in out
+        assert ".png" not in out
+    assert equal in page.read_text()
+    assert "(tumuor)" in page.read_text()
+    assert ".png" not in page.read_text()
+
+
+def test_distinct_images_give_no_warning(lesions: Path, tmp_path: Path) -> None:
+    _, out, _ = cohortium("data", str(lesions), "--out", str(tmp_path / "page.html"))
+    assert "warning" not in out

@@ -126,6 +126,16 @@ def test_class_is_read_by_name_or_number(
         (["Benign", "benign "], (), "line 3: dx differs from line 2 in case or spaces alone"),
         ([f"P-{n}" for n in range(30)], (), "30 different texts in 30 rows, as identifiers do"),
         (["benign", "malignat"], ("benign", "malignant"), "line 3: .*did you mean malignant"),
+        (
+            ["benin", "malignant", "xyz", "malignat", "malignat"],
+            ("benign", "malignant"),
+            r"in 4 rows, with 3 .* line 2 \(.* benign\?\), line 4, line 5 \(.* malignant\?\); correct",
+        ),
+        (
+            [f"Muster-{n}" for n in range(30)],
+            ("x", "y"),
+            "30 different labels, .* line 11, …; correct",
+        ),
         (["0", "2"], ("x", "y"), "line 3: the label 2 is beyond the 2 declared classes"),
         (["0", "-1"], ("x", "y"), "line 3: the label -1 is beyond"),
         (["0", "x"], ("x", "y"), "line 2: dx is none of the declared classes"),
