@@ -225,12 +225,13 @@ class Federation(Study):
         )
         from cohortium.runs.result import EVALUATION
 
+        # First: no evaluation helps a model that must not leave its hospital.
+        evaluated = final_weights(Path(run))
         chosen = evaluation or self.evaluation
         if chosen is None:
             raise StudyError(
                 "the study has no [evaluation]; add one, or give its epsilon and delta."
             )
-        evaluated = final_weights(Path(run))
         folder = Path(run) / EVALUATION if out is None else Path(out)
         with torch_threads(self.threads):
             return evaluate(

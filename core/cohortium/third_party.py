@@ -23,7 +23,7 @@ from cohortium.errors import CohortiumError, PluginError
 from cohortium.text import escape_control_characters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
     from types import FrameType
 
 T = TypeVar("T")
@@ -149,6 +149,25 @@ def source_location(error: BaseException) -> str:
         if _is_users(frame)
     ]
     return f" ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else ""
+
+
+def plugin_location(error: BaseException, packages: Collection[str]) -> str:
+    """Return the last line of a user's file or of a plugin in the traceback of `error`.
+
+    A user's file comes first, because a plugin may only have called it.  The form is that of
+    `source_location`.
+
+    Args:
+        error: The error.
+        packages: Names of the plugins' top packages.
+    """
+    own = [
+        (frame.f_code.co_filename, line)
+        for frame, line in traceback.walk_tb(error.__traceback__)
+        if str(frame.f_globals.get("__name__", "")).partition(".")[0] in packages
+    ]
+    in_plugin = f" ({Path(own[-1][0]).name}, line {own[-1][1]})" if own else ""
+    return source_location(error) or in_plugin
 
 
 def is_out_of_memory(error: BaseException) -> bool:

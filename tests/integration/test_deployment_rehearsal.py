@@ -14,6 +14,7 @@ from cohortium import Federation
 from cohortium.deployment import rehearsal
 from cohortium.deployment.site_config import SiteConfig
 from cohortium.deployment.site_server import SiteServer
+from cohortium.errors import RequestError
 from cohortium.messages.codec import decode_either, encode
 from cohortium.messages.deployment import Acceptance, Invitation
 from cohortium.messages.run import Refusal
@@ -87,6 +88,13 @@ def answered(file: Path, invitation: Invitation) -> Acceptance | Refusal:
     answer = decode_either(reply, Acceptance, Refusal)
     assert isinstance(answer, Acceptance | Refusal)
     return answer
+
+
+def test_folder_of_a_rehearsal_is_not_called_a_run(tmp_path: Path) -> None:
+    study = tiny_federation(sites=3)
+    rehearsal.write_rehearsal(study.prepare(), tmp_path / "dealt", engine="inline")
+    with pytest.raises(RequestError, match=r"rehearsal deployment, which is complete: .*--out"):
+        study.run(tmp_path / "dealt")
 
 
 @pytest.mark.parametrize("name", STUDY_NAMES)

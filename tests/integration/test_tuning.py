@@ -102,8 +102,18 @@ def test_report_says_that_tuning_is_counted(tuned: TuningResult) -> None:
 
 def test_finished_search_is_refused(tuned: TuningResult) -> None:
     study = searched()
-    with pytest.raises(RequestError, match="is finished; its result is"):
+    with pytest.raises(RequestError, match=r"is finished; its result is \S+result\.json\.$"):
         tune(study, search_of(study), tuned.folder)
+
+
+def test_finished_search_says_that_other_settings_have_no_effect(tuned: TuningResult) -> None:
+    study = searched()
+    for other, search in (
+        (study, search_of(study, rounds=2)),
+        (searched(seed=7), search_of(searched(seed=7))),
+    ):
+        with pytest.raises(RequestError, match=r"of other settings.* another folder with --out"):
+            tune(other, search, tuned.folder)
 
 
 def test_final_run_and_its_evaluation_are_signed(tuned: TuningResult) -> None:

@@ -263,6 +263,18 @@ def _require_called_with_images(model: Model, net: nn.Module) -> None:
         ) from error
 
 
+def _advice_on_outputs(model: Model, wanted: tuple[int, ...]) -> str:
+    """Return what makes the outputs of a model have the shape `wanted`."""
+    own = "its factory receives their number as the parameter 'classes'"
+    catalog, kind = discover(), type(model)
+    offers = [e.offer for e in catalog.entries if e.role == "model" and e.offer.factory is kind]
+    if not offers or offers[0].code:
+        return own
+    if len(wanted) > 2:  # noqa: PLR2004 - (images, classes, *size)
+        return "take a model with an output at each pixel, such as 'unet'"
+    return "take a model with an output for each image, such as 'cnn'"
+
+
 def _require_outputs(model: Model, found: object, number: int, spec: DataSpec) -> None:
     """Refuse outputs other than finite numbers of the task's shape."""
     import torch
@@ -281,9 +293,7 @@ def _require_outputs(model: Model, found: object, number: int, spec: DataSpec) -
     if tuple(found.shape) != wanted:
         raise NetworkError(
             f"{name_of(model)} gives outputs of shape {tuple(found.shape)} for {number} images, "
-            "and not "
-            f"{wanted}: {each}; its factory receives "
-            "their number as the parameter 'classes'."
+            f"and not {wanted}: {each}; {_advice_on_outputs(model, wanted)}."
         )
     if not found.is_floating_point():
         raise NetworkError(

@@ -14,6 +14,7 @@ import attrs
 import numpy as np
 
 from cohortium import parameters
+from cohortium.catalog.discovery import discover
 from cohortium.crypto.randomness import Seeds
 from cohortium.data.examples import Examples
 from cohortium.data.intensity import to_unit_range
@@ -32,6 +33,7 @@ from cohortium.rounds.stand_ins import (
 )
 from cohortium.rounds.wrapped_plan import WrappedPlan
 from cohortium.storage import tensor_tree
+from cohortium.third_party import plugin_location
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -165,11 +167,13 @@ class _DryRun:
             raise
         except Exception as error:
             why = str(error).strip().partition("\n")[0].rstrip(".") or "no reason is given"
+            packages = {each.target.partition(".")[0] for each in discover().records}
+            place = plugin_location(error, packages)
             trainer, network = type(self._run_config.trainer), type(self._net)
             raise StudyError(
                 f"a round that was rehearsed on made-up images ended in {where}, so nothing is "
                 f"charged; with the network {network.__qualname__} and the trainer "
-                f"{trainer.__qualname__} it raised {type(error).__name__}: {why}."
+                f"{trainer.__qualname__} it raised {type(error).__name__}: {why}{place}."
             ) from error
 
 

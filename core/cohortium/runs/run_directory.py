@@ -336,6 +336,12 @@ def _require_no_run(path: Path) -> None:
         return
     if (path / RESULT).exists():
         raise RequestError(f"{path} holds a finished run; give another folder with --out.")
+    if (path / "site-0" / "site.toml").exists():
+        raise RequestError(
+            f"{path} holds a rehearsal deployment, which is complete: start its sites, as with "
+            f"`cohortium site {shlex.quote(str(path / 'site-0' / 'site.toml'))}`, or give another "
+            "folder with --out."
+        )
     if (path / STUDY).exists():
         raise RequestError(
             f"{path} holds a run that is not finished: continue with {resume_command(path)}, or "

@@ -10,6 +10,7 @@ from attrs import field, frozen
 from cohortium import reporting
 from cohortium.errors import (
     AttemptsSpentError,
+    CohortiumError,
     RecordError,
     RequestError,
     RunError,
@@ -93,6 +94,7 @@ def tune(
     if (folder / record.RESULT).exists():
         raise RequestError(
             f"the search in {folder} is finished; its result is {folder / record.RESULT}."
+            f"{_difference(federation, tuning, folder)}"
         )
     require_tunable(federation, tuning)
     assert federation.dataset is not None, "a simulation has data"
@@ -134,6 +136,23 @@ def tune(
     # Last: it says that the search is finished.
     record.write(folder, record.RESULT, result.as_json())
     return result
+
+
+def _difference(federation: Federation, tuning: Tuning, folder: Path) -> str:
+    """Return a sentence if a finished search is another one than the given, or ""."""
+    try:
+        require_tunable(federation, tuning)
+        assert federation.dataset is not None, "a simulation has data"
+        plan, splits = record.read_plan(folder), federation.dataset.load()
+    except CohortiumError:
+        # The search is finished in any case, and its data may be gone.
+        return ""
+    if plan is None or plan.digest == search_digest(federation, tuning, splits):
+        return ""
+    return (
+        " It is the search of another study, of other settings, candidates or data than those "
+        "given now; to run this one, give another folder with --out."
+    )
 
 
 def _require_same(

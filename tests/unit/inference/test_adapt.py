@@ -480,6 +480,9 @@ def test_other_requests_are_refused_in_one_sentence(
     assert list(there.iterdir()) == []
     with pytest.raises(RequestError, match="cannot be evaluated at other sites"):
         final_weights(done)
+    code, told, errors = spoken("evaluate", done)
+    assert (code, told) == (2, "")
+    assert "cannot be evaluated at other sites" in errors
     for option in ("--public", "--parties"):
         code, told, errors = spoken("serve", done, option, tmp_path / "for-others")
         assert (code, told) == (2, "")

@@ -27,6 +27,7 @@ from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from cohortium_module import Module
+from cohortium_phantom import PhantomFields
 from tests.support.federations import QuadrantImages, tiny_federation
 
 HEAD = "import torch\nfrom torch import nn\n"
@@ -263,6 +264,13 @@ def test_changing_output_shape_is_networks_fault(tmp_path: Path) -> None:
     )
     with pytest.raises(BrokenNetworkError, match=r"^mynets:Net gives outputs of shape \(\d+, 2\)"):
         tiny_federation(model=module(tmp_path, source)).run()
+
+
+def test_model_without_outputs_per_pixel_is_refused_with_one_that_has_them() -> None:
+    with pytest.raises(NetworkError, match=r"model 'cnn' gives .*, such as 'unet'\.$"):
+        tiny_federation(
+            dataset=PhantomFields(labels="masks", examples=40, test=0, validation=0), model=CNN()
+        ).prepare()
 
 
 def test_network_failing_on_prediction_is_named(tmp_path: Path) -> None:

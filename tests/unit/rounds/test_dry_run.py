@@ -17,6 +17,7 @@ from cohortium.errors import CohortiumError, StoppedError, StudyError
 from cohortium.plugin import LocalResult, LocalTask, SitePrivatizer, attach_schedule
 from cohortium.rounds.dry_run import dry_run
 from cohortium.runs.run_directory import LEDGER
+from cohortium.third_party import plugin_location
 from cohortium_fedavg import FedAvg, FedProx
 from cohortium_fedmic import FedMIC
 from cohortium_fedsgd import FedSGD
@@ -227,3 +228,33 @@ def test_dry_run_ignores_diverging_updates() -> None:
         trainer=FedAvg(learning_rate=1e6, optimizer_options={"weight_decay": 1e6})
     )
     assert parameters.length(hot.prepare().run_config.network()) > 0
+
+
+class Misspelt(FedAvg):
+    """A plugin's trainer with a fault of its own."""
+
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
+        task.nett.train()  # type: ignore[attr-defined]
+        return super().train(task, privatizer)
+
+
+def test_fault_of_a_trainer_is_shown_with_its_file_and_line() -> None:
+    line = Misspelt.train.__code__.co_firstlineno + 1
+    with pytest.raises(
+        StudyError, match=rf"training.*no attribute 'nett' \(test_dry_run\.py, line {line}\)\.$"
+    ):
+        tiny_federation(trainer=Misspelt()).prepare()
+
+
+def test_line_of_an_installed_plugin_is_found() -> None:
+    """No file of the user's is in the traceback, so the plugin's last line is the place."""
+    there = {"__name__": "their_plugin._part"}
+    exec(compile("\ndef work():\n    return {}['no']\n", "/gone/_part.py", "exec"), there)
+    work: Any = there["work"]
+    try:
+        work()
+    except KeyError as error:
+        # The frame of this test is the user's, and is left out.
+        inner = error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+        assert plugin_location(inner, {"their_plugin"}) == " (_part.py, line 3)"
+        assert plugin_location(inner, {"another"}) == ""
