@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 from attrs import frozen
-from attrs.validators import ge, gt, optional
+from attrs.validators import ge, gt
 
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
@@ -44,8 +44,13 @@ class Answers:
 
     data: str = "phantom"
     sites: int = attrs.field(default=10, validator=ge(1))
-    epsilon: float | None = attrs.field(default=6.0, validator=optional(gt(0)))
+    epsilon: float | None = attrs.field(default=6.0)
     secagg: bool = True
+
+    @epsilon.validator
+    def _positive(self, attribute: Any, value: float | None) -> None:
+        if value is not None:
+            gt(0.0)(self, attribute, value)
 
 
 @frozen

@@ -229,8 +229,8 @@ def test_equal_images_and_single_labels_are_warned_of(tmp_path: Path) -> None:
         label = "tumuor" if k == 3 else ("normal", "tumour")[k % 2]
         rows.append(f"{k}.png,{label},P-{1 if k == 7 else k},{'test' if k == 6 else 'train'}")
     (tmp_path / "t.csv").write_text("\n".join(rows))
-    page, settings = tmp_path / "page.html", ("--set", "dataset.patient=patient")
-    settings += ("--set", "dataset.split=split")
+    page = tmp_path / "page.html"
+    settings = ("--set", "dataset.patient=patient", "--set", "dataset.split=split")
     equal = (
         "2 images have the pixels of an earlier image (1 of another patient, 1 of another split)"
     )
