@@ -44,7 +44,7 @@ class Answers:
 
     data: str = "phantom"
     sites: int = attrs.field(default=10, validator=ge(1))
-    epsilon: float | None = attrs.field(default=6.0, validator=optional(gt(0)))
+    epsilon: float | None = attrs.field(default=6.0, validator=optional(gt(0.0)))
     secagg: bool = True
 
 
