@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 from attrs import frozen
-from attrs.validators import ge, gt, optional
+from attrs.validators import ge
 
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from cohortium.runs.prepare import PreparedStudy
 
 
+def _positive(_: object, __: object, epsilon: float | None) -> None:
+    if epsilon is not None and not epsilon > 0:
+        raise StudyError(f"epsilon is {epsilon}; give a number above 0, or None without privacy.")
+
+
 @frozen(kw_only=True)
 class Answers:
     """Answers to the questions of `cohortium init`.
@@ -44,7 +49,7 @@ class Answers:
 
     data: str = "phantom"
     sites: int = attrs.field(default=10, validator=ge(1))
-    epsilon: float | None = attrs.field(default=6.0, validator=optional(gt(0.0)))
+    epsilon: float | None = attrs.field(default=6.0, validator=_positive)
     secagg: bool = True
 
 
