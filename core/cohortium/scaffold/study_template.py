@@ -31,6 +31,11 @@ if TYPE_CHECKING:
     from cohortium.runs.prepare import PreparedStudy
 
 
+def _positive(_: object, __: object, epsilon: float | None) -> None:
+    if epsilon is not None and not epsilon > 0:
+        raise StudyError(f"epsilon is {epsilon}; give a number above 0, or None without privacy.")
+
+
 @frozen(kw_only=True)
 class Answers:
     """Answers to the questions of `cohortium init`.

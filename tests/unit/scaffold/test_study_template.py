@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from cohortium import Federation
 from cohortium.cli import main
+from cohortium.errors import StudyError
 from cohortium.scaffold.study_template import Answers, customary_delta, render_study
 from cohortium.study import study_file
 from tests.support.command_server import command
@@ -92,7 +93,7 @@ def test_single_images_of_patients_are_examples(npz: Path, tmp_path: Path) -> No
 
 
 def test_epsilon_of_zero_is_no_open_study() -> None:
-    with pytest.raises(ValueError, match="epsilon"):
+    with pytest.raises(StudyError, match="give a number above 0"):
         Answers(epsilon=0.0)
 
 
