@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 from attrs import frozen
-from attrs.validators import ge, gt
+from attrs.validators import ge
 
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
@@ -49,13 +49,8 @@ class Answers:
 
     data: str = "phantom"
     sites: int = attrs.field(default=10, validator=ge(1))
-    epsilon: float | None = attrs.field(default=6.0)
+    epsilon: float | None = attrs.field(default=6.0, validator=_positive)
     secagg: bool = True
-
-    @epsilon.validator
-    def _positive(self, attribute: Any, value: float | None) -> None:
-        if value is not None:
-            gt(0.0)(self, attribute, value)
 
 
 @frozen
