@@ -56,9 +56,11 @@ def evaluate(
       cohortium evaluate runs/first --study other.toml --out runs/first-elsewhere
       cohortium evaluate runs/first --epsilon 1 --delta 1e-5 --sign-with lead.pem
     """
+    from cohortium.runs.personal_mark import refuse_personal
     from cohortium.runs.result import EVALUATION
     from cohortium.runs.run_directory import study_path
 
+    refuse_personal(folder, purpose="evaluated at other sites")
     is_quiet = quiet or as_json
     key = read_key(sign_with)
     federation = federation_of(study or study_path(folder), overrides, is_quiet=is_quiet)
