@@ -27,6 +27,7 @@ from cohortium.ledger.ledger import Ledger
 from cohortium.runs.run_state import RunState
 from cohortium.runs.signatures import seen_signatures
 from cohortium.tuning import CandidateScore, TuningPlan, TuningResult, read_plan, tune
+from cohortium.tuning.record import write_plan
 from cohortium_fedavg import FedAvg
 from cohortium_phantom import Phantom
 from tests.support.searches import DELTA, EPSILON, SITES, rates, search_of, searched
@@ -139,6 +140,14 @@ def test_signed_search_continues_with_its_key_alone(tuned: TuningResult, tmp_pat
     with pytest.raises(RequestError, match="finished without a signature; leave --sign-with out"):
         tune(study, search_of(study), folder, signing_key=LEAD)
     tune(study, search_of(study), folder)
+
+
+def test_key_named_by_a_killed_start_is_forgotten(tuned: TuningResult, tmp_path: Path) -> None:
+    (tmp_path / "signer").write_text(f"{OTHER.public.hex()}\n", "utf-8")
+    write_plan(tmp_path, tuned.plan)
+    assert [path.name for path in tmp_path.iterdir()] == ["search.json"]
+    with pytest.raises(RequestError, match="is not empty"):
+        write_plan(tmp_path, tuned.plan, LEAD)
 
 
 def test_lost_evaluation_of_the_final_run_is_stated(
