@@ -454,7 +454,9 @@ def test_pretrained_features_with_squares() -> None:
     assert torch.allclose(model.preprocess(images.rot90(1, (2, 3))), rows, atol=1e-2)
     assert model.preprocess(images[:0]).shape == (0, 96)
     assert len(parameters.flatten(model.build(SPEC, 0))) == 97 * len(SPEC.classes)
-    with pytest.raises(ValueError, match="squares and components are for features; with trainable"):
+    with pytest.raises(
+        ValueError, match="squares, parts and components are for features; with train"
+    ):
         Pretrained(images=CELLS, trainable="norms", squares=True)
 
 

@@ -10,6 +10,8 @@ searches for longer, and anew each time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
+from operator import or_
 from random import Random
 from typing import Any
 
@@ -449,7 +451,9 @@ def let_an_error_through(patch: Patch) -> None:
     patch.setattr(
         codec,
         "_decode",
-        lambda data, kind, _wanted, _limit: msgspec.msgpack.decode(data[len(MAGIC) :], type=kind),
+        lambda data, kinds, _limit: msgspec.msgpack.decode(
+            data[len(MAGIC) :], type=reduce(or_, kinds)
+        ),
     )
 
 
