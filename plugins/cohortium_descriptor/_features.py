@@ -182,7 +182,7 @@ def _parts(images: Tensor, parts: Model) -> Tensor:
 
     The weights of a part add up to 1, or to less where it has fewer than `LEAST` pixels.
     """
-    shares = part_shares(parts, images, owner="descriptor")
+    shares = part_shares(parts, images, model="descriptor")
     pixels = shares.flatten(2).transpose(1, 2)  # (n, P, K)
     return pixels / pixels.sum(1, keepdim=True).clamp(min=LEAST)
 

@@ -214,7 +214,7 @@ class Pretrained:
         """Return the pooled maps of `inputs`, which are the network's inputs for `images`."""
         from cohortium_pretrained._network import pooled
 
-        shares = None if self.parts is None else part_shares(self.parts, images, owner="pretrained")
+        shares = None if self.parts is None else part_shares(self.parts, images, model="pretrained")
         return pooled(net, inputs, shares, stages=self.stages, has_squares=self.squares)
 
     @cached_property

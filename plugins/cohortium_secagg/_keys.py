@@ -33,7 +33,7 @@ class Agreements(dict[bytes, bytes]):
     """Shared secrets of one key pair, by the other pair's public key."""
 
 
-Process: TypeAlias = WeakValueDictionary[bytes, Agreements]
+KnownAgreements: TypeAlias = WeakValueDictionary[bytes, Agreements]
 """Agreements of the key pairs in this process, by public key, while the pairs exist."""
 
 
@@ -45,24 +45,24 @@ class KeyPair:
     times as long as deriving a key from it.
 
     Guarantees:
-        The shared secrets are dropped with the pair, also where `process` lists them.
+        The shared secrets are dropped with the pair, also where `known` lists them.
 
     Attributes:
         private: The private key.
-        process: Agreements of all pairs in this process.  In a simulation, both ends of an
+        known: Agreements of all pairs in this process.  In a simulation, both ends of an
             agreement are among them.  Then the first to compute it notes it for the other.
         public: Public key, with which others agree on a key with this pair.
     """
 
     private: bytes = field(repr=False)
-    process: Process = field(factory=WeakValueDictionary, repr=False)
+    known: KnownAgreements = field(factory=WeakValueDictionary, repr=False)
     _key: X25519PrivateKey = field(init=False, repr=False)
     public: bytes = field(init=False, repr=False)
     _common: Agreements = field(factory=Agreements, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         """List this pair's agreements."""
-        self.process[self.public] = self._common
+        self.known[self.public] = self._common
 
     @_key.default
     def _loaded(self) -> X25519PrivateKey:
@@ -103,7 +103,7 @@ class KeyPair:
                     SecAggRefusalCode.SMALL_ORDER, "a public key is of small order."
                 ) from None
             self._common[public] = hmac.digest(_NO_SALT, shared, "sha256")
-            other = self.process.get(public)
+            other = self.known.get(public)
             if other is not None:
                 other[self.public] = self._common[public]
         return self._common[public]

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from cohortium.plugin import Message, RingVector, SiteContext, SiteId, SiteRequest
-    from cohortium_secagg._keys import Process
+    from cohortium_secagg._keys import KnownAgreements
     from cohortium_secagg._messages import Keys, Shares, SignedKeys
     from cohortium_secagg._protocol_parameters import AttemptLabel, ProtocolParameters
 
@@ -94,7 +94,7 @@ class SecAggSite:
         self._threads = threads
         protocol.require_identity(site_context)
         self._member = site_context
-        self._process: Process = site_context.process.setdefault(
+        self._known: KnownAgreements = site_context.shared.setdefault(
             "secagg agreements", WeakValueDictionary()
         )
         self._answered = AnsweredAttempts(site_context.journal, protocol.config.session)
@@ -159,7 +159,7 @@ class SecAggSite:
         site = self._member.site
         site_attempt = SiteAttempt(self._protocol, scope, site, threads=self._threads)
         secret = self._member.secret.derive(use, scope.round, scope.attempt, site)
-        return Advertised.fresh(site_attempt, secret, coordinator=tagging, process=self._process)
+        return Advertised.fresh(site_attempt, secret, coordinator=tagging, known=self._known)
 
     def _public_keys(self, state: Advertised) -> Keys | SignedKeys:
         if not self._protocol.is_active:

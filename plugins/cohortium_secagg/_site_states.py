@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from cohortium.plugin import Randomness, RingVector, SiteId
-    from cohortium_secagg._keys import Process
+    from cohortium_secagg._keys import KnownAgreements
     from cohortium_secagg._masks import Words
     from cohortium_secagg._messages import MaskedVectorRequest, SignedKeys, UnmaskRequest
     from cohortium_secagg._protocol_parameters import AttemptLabel, ProtocolParameters
@@ -88,17 +88,17 @@ class Advertised:
         secret: Randomness,
         *,
         coordinator: bytes,
-        process: Process,
+        known: KnownAgreements,
     ) -> Advertised:
         """Draw new keys for an attempt with the coordinator's public key `coordinator`.
 
-        Their agreements are listed in `process` (see `KeyPair`).
+        Their agreements are listed in `known` (see `KeyPair`).
 
         Raises:
             RefusalError: That key is of small order.
         """
         sealing, masking = (
-            KeyPair(secret.secret_bytes(KEY_BYTES, use), process) for use in ("sealing", "masking")
+            KeyPair(secret.secret_bytes(KEY_BYTES, use), known) for use in ("sealing", "masking")
         )
         mac_key = sealing.agree(coordinator, site_attempt.scope.label("vector", site_attempt.site))
         return cls(site_attempt, sealing, masking, mac_key, secret)

@@ -15,14 +15,14 @@ PLANES = 4
 """Axes of the shares: images, parts, height and width."""
 
 
-def part_shares(parts: Model, images: Tensor, *, owner: str) -> Tensor:
+def part_shares(parts: Model, images: Tensor, *, model: str) -> Tensor:
     """Return the shares of K parts in each pixel, (N, K, H, W), of images (N, C, H, W).
 
     Args:
         parts: A model whose prepared images are these shares, such as `pretrained` on images with
             masks.
         images: Images in [0, 1].
-        owner: Name of the model that asks for them, for the error.
+        model: Name of the model that asks for them, for the error.
 
     Raises:
         StudyError: The model of the parts gives another shape.
@@ -30,7 +30,7 @@ def part_shares(parts: Model, images: Tensor, *, owner: str) -> Tensor:
     shares = parts.preprocess(images)
     if shares.ndim != PLANES or shares.shape[2:] != images.shape[2:]:
         raise StudyError(
-            f"model '{owner}': parts must give the shares of parts in each pixel, (images, "
+            f"model '{model}': parts must give the shares of parts in each pixel, (images, "
             f"parts, height, width), of images of shape {tuple(images.shape)}, and gave "
             f"{tuple(shares.shape)}; use 'pretrained' on images with masks."
         )

@@ -350,7 +350,7 @@ class SiteContext:
         secret: Its source of secrets.
         identity: Key that signs for the site.  None where the configuration has no directory.
         journal: Durable record that the session needs after a restart.
-        process: Objects by name, which the run's sites in this process share.  A simulation saves
+        shared: Objects by name, which the run's sites in this process share.  A simulation saves
             work with them.  A hospital's site is alone in its process, and shares with nobody.
     """
 
@@ -358,4 +358,4 @@ class SiteContext:
     secret: Randomness
     identity: SigningKey | None = None
     journal: Journal = field(factory=MemoryJournal)
-    process: dict[str, Any] = field(factory=dict, repr=False)
+    shared: dict[str, Any] = field(factory=dict, repr=False)

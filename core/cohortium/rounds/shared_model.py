@@ -37,7 +37,7 @@ class SharedModel:
         self._device = torch.device(run_config.device)
         self._latest: tuple[bytes, Request] | None = None
         self._taken: Request | None = None
-        self.process: dict[str, Any] = {}
+        self.shared: dict[str, Any] = {}
         """Objects that the aggregation's sessions at these sites share (see `SiteContext`)."""
         self._weights: list[Tensor] = []
         self._begun: list[Tensor] = []

@@ -154,7 +154,7 @@ class Site:
             secret=run_config.secret(f"aggregation {site}", private=True),
             identity=identity,
             journal=self._journal,
-            process=shared_model.process,
+            shared=shared_model.shared,
         )
         self._session = run_config.aggregator.site_session(run_config.sum, site_context)
 

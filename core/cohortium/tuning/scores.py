@@ -15,7 +15,7 @@ from cohortium.text import escape_control_characters
 from cohortium.tuning.plain import as_plain
 from cohortium.tuning.prices import TuningPlan
 
-LOST = "the final run's evaluation was interrupted: its ε counts as spent, and it has no score"
+LOST = "the final run's evaluation did not finish: its ε counts as spent, and it has no score"
 """Sentence about an evaluation that is lost, without its full stop."""
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from cohortium.plugin import KeyStream, Randomness, RefusalError, Ring
 from cohortium.ring.ring import PACK_BLOCK
 from cohortium_secagg._graph import Graph, k_core
-from cohortium_secagg._keys import KeyPair, Process, seal, tag, unseal, verify_tag
+from cohortium_secagg._keys import KeyPair, KnownAgreements, seal, tag, unseal, verify_tag
 from cohortium_secagg._masks import Mask, apply, pairwise
 from cohortium_secagg._protocol_parameters import AttemptLabel
 from cohortium_secagg._shamir import PRIME, SHARE_BYTES, LagrangeInterpolation, split
@@ -140,16 +140,16 @@ def test_sealed_bytes_bind_key_text_label(position: int) -> None:
 @given(alice=secrets, bob=secrets)
 @settings(max_examples=30, deadline=None)
 def test_key_pairs_agree_alike_in_one_process_and_two(alice: bytes, bob: bytes) -> None:
-    process = Process()
-    first, second = KeyPair(alice, process), KeyPair(bob, process)
+    known = KnownAgreements()
+    first, second = KeyPair(alice, known), KeyPair(bob, known)
     expected = KeyPair(bob).agree(first.public, b"label")
     assert first.agree(second.public, b"label") == expected
     assert second.agree(first.public, b"label") == expected
 
 
 def test_agreement_in_one_process_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    process = Process()
-    alice, bob, carol = KeyPair(ALICE, process), KeyPair(BOB, process), KeyPair(bytes(32))
+    known = KnownAgreements()
+    alice, bob, carol = KeyPair(ALICE, known), KeyPair(BOB, known), KeyPair(bytes(32))
     expected = alice.agree(BOB_PUBLIC, b"a label")
     monkeypatch.setattr("cohortium_secagg._keys.X25519PublicKey", None)
     assert bob.agree(ALICE_PUBLIC, b"a label") == expected
@@ -158,13 +158,13 @@ def test_agreement_in_one_process_is_computed_once(monkeypatch: pytest.MonkeyPat
 
 
 def test_agreements_are_dropped_with_their_key_pairs() -> None:
-    process = Process()
-    alice, bob = KeyPair(ALICE, process), KeyPair(BOB, process)
+    known = KnownAgreements()
+    alice, bob = KeyPair(ALICE, known), KeyPair(BOB, known)
     alice.agree(BOB_PUBLIC, b"a label")
     del alice
-    assert list(process) == [BOB_PUBLIC]
+    assert list(known) == [BOB_PUBLIC]
     del bob
-    assert not process
+    assert not known
 
 
 def test_key_pair_repr_hides_private_key() -> None:

@@ -66,7 +66,7 @@ class NotingSites(Plain):
     """`plain`, whose sessions note their sites."""
 
     def site_session(self, config: AggregationConfig, site_context: SiteContext) -> PlainSite:
-        site_context.process.setdefault("sites", []).append(site_context.site)
+        site_context.shared.setdefault("sites", []).append(site_context.site)
         return Plain.site_session(self, config, site_context)
 
 
@@ -76,9 +76,9 @@ def test_only_sites_that_share_a_model_share_objects() -> None:
     factories = [SimulatedSiteFactory(run_config, k, ready.splits.train) for k in range(3)]
     first, alone = factories[0].create(), factories[1].create()
     second = factories[2].create(share_model_with=first)
-    assert first.shared_model.process is second.shared_model.process
-    assert first.shared_model.process == {"sites": [0, 2]}
-    assert alone.shared_model.process == {"sites": [1]}
+    assert first.shared_model.shared is second.shared_model.shared
+    assert first.shared_model.shared == {"sites": [0, 2]}
+    assert alone.shared_model.shared == {"sites": [1]}
 
 
 def test_a_vector_is_released_once_an_attempt(pair: Pair) -> None:
