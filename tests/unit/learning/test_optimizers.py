@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cohortium import Federation
 from cohortium.errors import StudyError
+from cohortium.learning.optimizers import make_optimizer
 from cohortium.privacy import accounting
 from cohortium_fedavg import FedAvg, FedProx
 from cohortium_fedmic import FedMIC
@@ -41,6 +44,30 @@ def study(**changes: Any) -> Federation:
 @pytest.mark.parametrize("name", ["sgd", "SGD", "rmsprop"])
 def test_momentum_stays_default_where_it_exists(name: str) -> None:
     assert FedSGD(optimizer=name) == FedSGD(optimizer=name, optimizer_options={"momentum": 0.9})
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "NAdam", "Rprop"])
+def test_made_optimizer_steps_as_torch_would(name: str) -> None:
+    def weights(optimizer_of: Callable[[torch.nn.Parameter], torch.optim.Optimizer]) -> list[float]:
+        weight = torch.nn.Parameter(torch.arange(5.0))
+        optimizer = optimizer_of(weight)
+        for _ in range(3):
+            weight.grad = weight.detach().sin()
+            optimizer.step()
+        found: list[float] = weight.tolist()
+        return found
+
+    torchs = getattr(torch.optim, name)
+    assert weights(lambda p: make_optimizer(name, [p], learning_rate=0.1, options={})) == weights(
+        lambda p: torchs([p], lr=0.1)
+    )
+
+
+def test_loop_over_tensors_is_chosen_once_on_a_processor() -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    made = make_optimizer("sgd", [weight], learning_rate=0.1, options={})
+    given = make_optimizer("sgd", [weight], learning_rate=0.1, options={"foreach": True})
+    assert [each.defaults["foreach"] for each in (made, given)] == [False, True]
 
 
 def test_adam_runs_without_options() -> None:
