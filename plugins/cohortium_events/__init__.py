@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from cohortium.plugin import (
     EVENT_NAMES,
@@ -55,26 +55,37 @@ class EventWriter:
     """Writer of each event at once, so a failed run loses nothing."""
 
     path: Path | None = None
+    end: int = 0
+    unwritten: list[str] = field(factory=list)
 
     def __call__(self, event: Event) -> None:
         """Append `event` with its kind and the time, seconds since the epoch.
+
+        Lines that cannot be written are written with the next event.
 
         Raises:
             RunError: The file cannot be written.
         """
         if isinstance(event, SiteReplied | SiteScored):
             return
-        lines = [_line(event)]
         try:
             if isinstance(event, RunStarted) and event.folder is not None:
                 self.path = event.folder / "events.jsonl"
-                known = _mended(self.path)
-                lines = [_line(e) for e in event.history if e.round not in known] + lines
+                known, self.end = _mended(self.path)
+                self.unwritten += [_line(e) for e in event.history if e.round not in known]
             if self.path is not None:
-                with open(self.path, "a", encoding="utf-8", opener=_for_its_owner) as file:
-                    file.write("".join(lines))
+                self.unwritten.append(_line(event))
+                self._write(self.path)
         except OSError as error:
             raise RunError(f"cannot write {self.path}: {error.strerror}.") from error
+
+    def _write(self, path: Path) -> None:
+        with open(path, "a", encoding="utf-8", opener=_for_its_owner) as file:
+            if os.fstat(file.fileno()).st_size > self.end:  # a part of a write that failed
+                file.truncate(self.end)
+            file.write("".join(self.unwritten))
+        self.end = path.stat().st_size
+        self.unwritten.clear()
 
 
 def _for_its_owner(path: str, flags: int) -> int:
@@ -85,8 +96,8 @@ def _for_its_owner(path: str, flags: int) -> int:
     return os.open(path, flags, mode=0o600)
 
 
-def _mended(path: Path) -> set[int]:
-    """Return the completed rounds in the file, without a torn last line.
+def _mended(path: Path) -> tuple[set[int], int]:
+    """Return the completed rounds in the file, and its length without a torn last line.
 
     The torn line is removed from the file.
     """
@@ -100,7 +111,7 @@ def _mended(path: Path) -> set[int]:
             event = json.loads(line)
             if isinstance(event, dict) and event.get("event") == EVENT_NAMES[RoundCompleted]:
                 found.add(event["round"])
-    return found
+    return found, end
 
 
 def _line(event: Event) -> str:

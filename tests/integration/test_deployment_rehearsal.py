@@ -14,7 +14,7 @@ from cohortium import Federation
 from cohortium.deployment import rehearsal
 from cohortium.deployment.site_config import SiteConfig
 from cohortium.deployment.site_server import SiteServer
-from cohortium.errors import RequestError
+from cohortium.errors import CohortiumError, RequestError
 from cohortium.messages.codec import decode_either, encode
 from cohortium.messages.deployment import Acceptance, Invitation
 from cohortium.messages.run import Refusal
@@ -30,6 +30,7 @@ from cohortium_gaussian import Gaussian
 from cohortium_phantom import Phantom
 from cohortium_secagg import SecAgg
 from cohortium_skellam import Skellam
+from tests.support.command_line import cohortium
 from tests.support.federations import tiny_federation
 from tests.support.round_plans import first_round
 
@@ -95,6 +96,23 @@ def test_folder_of_a_rehearsal_is_not_called_a_run(tmp_path: Path) -> None:
     rehearsal.write_rehearsal(study.prepare(), tmp_path / "dealt", engine="inline")
     with pytest.raises(RequestError, match=r"rehearsal deployment, which is complete: .*--out"):
         study.run(tmp_path / "dealt")
+
+
+def test_rehearsal_folder_where_a_run_is_needed_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "dealt"
+    rehearsal.write_rehearsal(tiny_federation(sites=3).prepare(), folder)
+    before = sorted(folder.rglob("*"))
+    start = f"`cohortium site {folder / 'site-0' / 'site.toml'}`"
+    for command, *options in (
+        ["resume"], ["evaluate", "--epsilon=1", "--delta=1e-5"], ["report"], ["export", "--out=x"],
+    ):  # fmt: skip
+        with pytest.raises(CohortiumError) as caught:
+            cohortium(command, str(folder), *options)
+        told = str(caught.value)
+        assert told.startswith(f"{folder} holds a rehearsal deployment and no run; "), command
+        assert start in told
+        assert caught.value.exit_code == 2
+    assert sorted(folder.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", STUDY_NAMES)

@@ -32,6 +32,7 @@ from cohortium.plugin import (
 from cohortium.roles.events import AttemptFailed, Event, RoundCompleted, RunFailed, RunStarted
 from cohortium.runs.checkpoint import Checkpoint, RunFingerprint
 from cohortium.runs.run_directory import RunDirectory
+from cohortium.storage import tensor_tree
 from cohortium.storage.atomic import UNFINISHED
 from cohortium.storage.trainer_state import TrainerState, TrainerStateFile
 from cohortium_events import Events
@@ -439,6 +440,66 @@ def test_checkpoint_is_durable_before_it_replaces_previous(
     monkeypatch.setattr(Path, "replace", replaced)
     checkpoint.write(folder / STATE)
     assert done == ["file", "replace", "folder"]
+
+
+FOREIGN: dict[str, Callable[[dict[str, Any]], object]] = {
+    "weights under other names": lambda s: s["weights"].update(x=s["weights"].pop("0.weight", 0)),
+    "weights that are no dict": lambda s: s.update(weights=[1]),
+    "no weights": lambda s: s.pop("weights"),
+    "optimizer of other keys": lambda s: s["optimizer"]["state"][0].pop("exp_avg"),
+    "optimizer of other shapes": lambda s: s["optimizer"]["state"][0].update(exp_avg=torch.ones(3)),
+    "optimizer without a rate": lambda s: s["optimizer"]["param_groups"][0].pop("lr"),
+    "optimizer of no groups": lambda s: s.update(optimizer={"a": torch.ones(1)}),
+    "schedule of another type": lambda s: s["schedule"].update(last_epoch="one"),
+    "plan beyond a float": lambda s: s.update(plan=[10**400]),
+}
+
+
+@pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN)
+def test_checkpoint_of_a_foreign_server_is_refused(
+    change: Callable[[dict[str, Any]], object], tmp_path: Path
+) -> None:
+    study, folder = tiny_federation(trainer=FedSGD(optimizer="Adam")), tmp_path / "run"
+    stopped(study, folder)
+    checkpoint = Checkpoint.read(folder / STATE)
+    assert checkpoint is not None
+    server = dict(checkpoint.server)
+    change(server)
+    evolve(checkpoint, server=server).write(folder / STATE)
+    log = (folder / JOURNAL).read_bytes()
+    with pytest.raises(RunError, match=r"of another network or server optimizer .*; resume with"):
+        study.resume(folder)
+    assert (folder / JOURNAL).read_bytes() == log
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"session": "zz"}, {"session": None}, {"rounds": -1}, {"rounds": "1"}, {"attempt": 10**40},
+        {"seconds": "long"}, {"origin": {}}, {"states": 3}, {"server": [1]}, {"other": 1},
+        {"origin": {"study": "", "data": "", "plan": "", "versions": {}, "x": 1}},
+    ],
+)  # fmt: skip
+def test_checkpoint_of_foreign_entries_is_one_sentence(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    path = tmp_path / "state.safetensors"
+    checkpoint = Checkpoint(
+        session=bytes(16), rounds=1, attempt=1, seconds=1.0,
+        fingerprint=RunFingerprint(study="", data="", plan="", versions={"torch": "2"}),
+        server={"weights": {"x": torch.ones(1)}},
+    )  # fmt: skip
+    checkpoint.write(path)
+    assert Checkpoint.read(path) == checkpoint
+    content = tensor_tree.read(path)
+    for name in change:
+        path.write_bytes(tensor_tree.dumps(content | change))
+        with pytest.raises(RunError, match=r"is no checkpoint: .*; put the whole folder back"):
+            Checkpoint.read(path)
+        if name in content:
+            path.write_bytes(tensor_tree.dumps({k: v for k, v in content.items() if k != name}))
+            with pytest.raises(RunError, match=f"is no checkpoint: .*{name}"):
+                Checkpoint.read(path)
 
 
 def test_trainer_state_is_kept_per_run(tmp_path: Path) -> None:

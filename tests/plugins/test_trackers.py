@@ -6,14 +6,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from cohortium.errors import StudyError
+from cohortium.errors import RunError, StudyError
 from cohortium.plugin import RoundCompleted, RunFailed, RunStarted
 from cohortium.testing.observers import sample_events
 from cohortium_mlflow import MLflow
 from cohortium_tensorboard import TensorBoard
+from tests.support.federations import RecordingObserver, tiny_federation
 
 ROUNDS = [event for event in sample_events(None) if isinstance(event, RoundCompleted)]
 
@@ -129,3 +132,67 @@ def test_a_run_without_a_folder_is_not_written(
     writer(RunFailed(reason="no."))
     assert isinstance(sample_events(None)[0], RunStarted)
     assert not list(tmp_path.iterdir())
+
+
+class Server:
+    """An MLflow server that does not answer at some of its calls."""
+
+    def __init__(self, *outages: int) -> None:
+        self.outages, self.calls, self.closed = outages, 0, ""
+        self.metrics: list[tuple[int, str]] = []
+
+    def connect(self, _uri: str) -> Server:
+        return self
+
+    def get_experiment_by_name(self, _name: str) -> None:
+        self._answer()
+
+    def create_experiment(self, _name: str) -> str:
+        return "0"
+
+    def create_run(self, _experiment: str) -> SimpleNamespace:
+        return SimpleNamespace(info=SimpleNamespace(run_id="1"))
+
+    def log_param(self, *_: object) -> None:
+        pass
+
+    set_tag = log_param
+
+    def log_batch(self, _run: str, metrics: list[Any]) -> None:
+        self._answer()
+        self.metrics += [(metric.step, metric.key) for metric in metrics]
+
+    def set_terminated(self, _run: str, status: str) -> None:
+        self.closed = status
+
+    def _answer(self) -> None:
+        from mlflow.exceptions import MlflowException
+
+        self.calls += 1
+        if self.calls in self.outages:
+            raise MlflowException("API request to http://me:secret@host/api failed\nat length")
+
+
+def test_mlflow_outage_within_a_run_loses_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, broken = Server(), Server(2, 3)  # the first call is of the start
+    for server in (whole, broken):
+        monkeypatch.setattr("mlflow.tracking.MlflowClient", server.connect)
+        study = tiny_federation(rounds=3, sites=2)
+        assert study.run(observers=[MLflow(uri="http://host")]).rounds == 3
+        assert server.closed == "FINISHED"
+    assert {step for step, _ in whole.metrics} == {1, 2, 3}
+    assert broken.metrics == whole.metrics
+    (told,) = [each.getMessage() for each in caplog.records if each.name.startswith("cohortium")]
+    assert told.startswith("the observer MLflow failed at RoundCompleted: mlflow: ")
+    assert "API request to http://host/api failed)" in told
+    assert "secret" not in caplog.text
+
+
+def test_mlflow_outage_at_the_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlflow.tracking.MlflowClient", Server(1).connect)
+    seen = RecordingObserver()
+    with pytest.raises(RunError, match=r"mlflow: .*http://host/api failed\); start it, or name"):
+        tiny_federation().run(observers=[seen, MLflow(uri="http://host")])
+    assert not seen.of(RoundCompleted)

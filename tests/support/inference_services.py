@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from PIL import Image
 
+from cohortium.storage.atomic import atomic_create
 from cohortium_phantom import Phantom
 from tests.support import command_server
 
@@ -53,7 +54,7 @@ def write_certificates(folder: Path) -> None:
         data = made.public_bytes(Encoding.PEM)
         if not is_authority:
             data += key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        (folder / file).write_bytes(data)
+        atomic_create(folder / file, data)
 
     certify("ca.pem", name, authority)
     for each in ("service", "clinic", "other"):

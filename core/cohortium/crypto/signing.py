@@ -21,9 +21,7 @@ not trust one another's signatures. So change the directory between runs, at eve
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import stat
 from collections import Counter
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -41,6 +39,7 @@ from cryptography.hazmat.primitives.serialization import (
 from cohortium.errors import IdentityError
 from cohortium.storage.atomic import atomic_create, atomic_write
 from cohortium.storage.bounded_read import read_bounded
+from cohortium.storage.secret_file import read_secret
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -91,13 +90,7 @@ class SigningKey:
         Raises:
             IdentityError: The file is missing, has no such key, or others may read it.
         """
-        data = read_bounded(path, _MAX_BYTES, IdentityError, what="the key")
-        try:
-            exposed = os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077
-        except OSError as error:
-            raise IdentityError(f"cannot read the key {path}: {error.strerror}.") from error
-        if exposed:
-            raise IdentityError(f"others may read the key {path}: make its mode 0600.")
+        data = read_secret(path, _MAX_BYTES, IdentityError, what="the key")
         try:
             key = load_pem_private_key(data, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm, InternalError):

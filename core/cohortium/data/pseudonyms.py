@@ -15,6 +15,7 @@ import numpy as np
 
 from cohortium.errors import DataError
 from cohortium.storage.atomic import atomic_create
+from cohortium.storage.secret_file import read_secret
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
 
 KEY_BYTES: Final = 32
 """Length of a key in bytes."""
+
+_MAX_BYTES: Final = 1 << 10
+"""More bytes than the digits of a key take."""
+
+_REMEDY: Final = "name a file in a folder of yours"
 
 _LABEL: Final = b"cohortium patient\0"
 """Purpose of the hash, so that other uses of the same key give other values."""
@@ -67,19 +73,20 @@ def read_patient_key(path: Path) -> bytes:
         A new file has a key of 256 random bits, and only its owner can read it.
 
     Raises:
-        DataError: The file cannot be read or created, or holds no key.
+        DataError: The file cannot be read or created, holds no key, or others may read it.
     """
     try:
         # Another process may create it in between, which is as good.
         if not path.exists():
             with contextlib.suppress(FileExistsError):
                 atomic_create(path, secrets.token_hex(KEY_BYTES).encode())
-        key = bytes.fromhex(path.read_text("ascii").strip())
     except OSError as error:
         raise DataError(
-            f"the patients' key {path} cannot be read or created ({error.strerror}); name a file "
-            "in a folder of yours."
+            f"cannot create the patients' key {path}: {error.strerror}; {_REMEDY}."
         ) from error
+    data = read_secret(path, _MAX_BYTES, DataError, what="the patients' key", remedy=_REMEDY)
+    try:
+        key = bytes.fromhex(data.decode("ascii").strip())
     except ValueError:
         key = b""
     if len(key) != KEY_BYTES:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import logging
-import os
 import re
 from typing import TYPE_CHECKING
 
@@ -24,7 +23,7 @@ from cohortium.deployment.study_record import FORMAT, MAX_RUNS, Approval, StudyR
 from cohortium.errors import RefusalCode, RefusalError, RequestError, RunError
 from cohortium.storage.atomic import atomic_write, require_room, sweep
 from cohortium.storage.bounded_read import read_if_present
-from cohortium.storage.file_lock import exclusive
+from cohortium.storage.file_lock import locked
 from cohortium.text import is_printable
 
 if TYPE_CHECKING:
@@ -310,16 +309,13 @@ class ApprovalStore:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """Hold the lock of the folder."""
-        try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            file = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        except OSError as error:
-            raise RunError(f"cannot use {self.folder}: {error.strerror}.") from error
-        try:
-            with exclusive(file):
-                yield
-        finally:
-            os.close(file)
+        with contextlib.ExitStack() as stack:
+            try:
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                stack.enter_context(locked(self.folder / "lock"))
+            except OSError as error:
+                raise RunError(f"cannot use {self.folder}: {error.strerror}.") from error
+            yield
 
     @contextlib.contextmanager
     def _guarded(self) -> Iterator[None]:

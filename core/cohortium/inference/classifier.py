@@ -31,6 +31,7 @@ from cohortium.learning.preprocessing import preprocess
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.runs import dataset_info, result
 from cohortium.runs.personal_mark import PERSONAL
+from cohortium.runs.rehearsal_mark import refuse_rehearsal
 from cohortium.runs.saved_weights import read_weights
 from cohortium.study import toml
 
@@ -121,6 +122,7 @@ class Classifier:
                 f"{folder} is no record of a run: it holds no study.toml; give the folder that "
                 "`cohortium run` named last."
             )
+        refuse_rehearsal(folder)
         study = toml.read(folder / "study.toml", what="the study")
         known, record = dataset_info.read_dataset_info(folder), dataset_info.read_result(folder)
         model = construction.build_part(

@@ -26,6 +26,7 @@ from cohortium.roles.events import (
 from cohortium.roles.values import AggregationGuarantee
 from cohortium.runs.history import Cell, History
 from cohortium.runs.holdout_scores import SiteScores
+from cohortium.runs.rehearsal_mark import refuse_rehearsal
 from cohortium.runs.result import EVALUATION, OLDER, SITE_SCORES
 from cohortium.runs.signatures import SeenSignature, seen_signatures
 from cohortium.storage.bounded_read import read_if_present
@@ -196,6 +197,7 @@ def _read(folder: Path) -> Record:
             "that wrote it."
         )
     try:
+        refuse_rehearsal(folder)
         study = toml.read(path, what="the study")
     except (RequestError, StudyError) as error:
         raise RecordError(str(error)) from error

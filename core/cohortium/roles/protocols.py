@@ -362,8 +362,9 @@ class Engine(Protocol):
 class Observer(Protocol):
     """A recipient of the run's events, which can change nothing.
 
-    An error in a listener ends the run.  The run waits while a listener works, so be quick.  This
-    matters most for `SiteReplied`, which comes for every site in every stage.
+    An error at `RunStarted` ends the run before it spends anything.  A later error in a listener is
+    logged once as a warning, and the run continues.  The run waits while a listener works, so be
+    quick.  This matters most for `SiteReplied`, which comes for every site in every stage.
     """
 
     def start_run(self) -> Callable[[Event], None]:

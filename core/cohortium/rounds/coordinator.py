@@ -7,6 +7,7 @@ the result of `next_requests`, and passes each reply to `receive`. When no reque
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.roles.events import SiteFailed
 from cohortium.roles.values import ReleasedMean, StageRequests
 from cohortium.rounds import server_state
-from cohortium.text import escape_control_characters
+from cohortium.text import elide_middle, escape_control_characters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -215,17 +216,38 @@ class Coordinator:
             RunError: The state belongs to another model or another server optimizer.
         """
         try:
+            self._try_step(state)
             parameters.load_state_dict(self.net, state["weights"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.schedule.load_state_dict(state["schedule"])
             self.plan_state = tuple(map(float, state.get("plan", ())))
             if self.server_state is not None:
-                self.server_state = state["trainer"]
-        except (KeyError, TypeError, ValueError) as error:
+                self.server_state = _like(self.server_state, state["trainer"])
+        except Exception as error:  # an optimizer may raise any for a foreign state
+            reason = " ".join(str(error).split()).rstrip(".")
             raise RunError(
                 "the checkpoint is of another network or server optimizer than the study makes "
-                f"now: {error} Resume with the versions with which the run started."
+                f"now ({type(error).__name__}: {elide_middle(reason)}); resume with the versions "
+                "with which the run started."
             ) from error
+
+    def _try_step(self, state: Mapping[str, Any]) -> None:
+        """Raise the error of the next step from a stored state, with a copy of all that moves.
+
+        An optimizer takes any state, and reads it only in its step.
+        """
+        import torch
+
+        net, rounds = copy.deepcopy(self.net), self._run_config.federation_spec.rounds
+        trainable = parameters.trainable(net)
+        optimizer, schedule = self._run_config.trainer.make_server_optimizer(trainable, rounds)
+        optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        schedule.load_state_dict(copy.deepcopy(state["schedule"]))
+        for parameter in trainable:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        if schedule.last_epoch < rounds:
+            schedule.step()
 
     @property
     def failures(self) -> tuple[SiteFailed, ...]:
@@ -299,3 +321,11 @@ class Coordinator:
             f" Site{'s' if len(sites) > 1 else ''} {', '.join(map(str, sites))}: {reason}"
             for reason, sites in by_reason.items()
         )
+
+
+def _like(own: Tensor, stored: Any) -> Tensor:
+    """Return a stored server state, which must have the form of the trainer's own."""
+    if (stored.shape, stored.dtype) != (own.shape, own.dtype):
+        raise ValueError("the trainer's server state has another form")
+    found: Tensor = stored
+    return found

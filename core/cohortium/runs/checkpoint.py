@@ -7,9 +7,10 @@ processes from driving the same run.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import attrs
+import msgspec
 from attrs import define, field, frozen
 
 from cohortium.errors import MessageError, RefusalError, RequestError, RunError, StudyError
@@ -142,15 +143,48 @@ class Checkpoint:
                 f"{path} is no checkpoint of format {FORMAT}; use the version of cohortium that "
                 "wrote it."
             )
+        try:
+            found = msgspec.convert(content, _Content)
+        except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+            reason = str(error).replace("`", "").rstrip(".")
+            raise RunError(
+                f"{path} is no checkpoint: {reason}; put the whole folder back as it was, or start "
+                "another run."
+            ) from error
         return cls(
-            session=bytes.fromhex(content["session"]),
-            rounds=content["rounds"],
-            attempt=content["attempt"],
-            seconds=content["seconds"],
-            fingerprint=RunFingerprint(**content["origin"]),
-            states=content["states"],
-            server=content["server"],
+            session=bytes.fromhex(found.session),
+            rounds=found.rounds,
+            attempt=found.attempt,
+            seconds=found.seconds,
+            fingerprint=RunFingerprint(**msgspec.structs.asdict(found.origin)),
+            states=found.states,
+            server=found.server,
         )
+
+
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+
+
+class _Origin(msgspec.Struct, forbid_unknown_fields=True):
+    """A fingerprint as a checkpoint has it."""
+
+    study: str
+    data: str
+    plan: str
+    versions: dict[str, str]
+
+
+class _Content(msgspec.Struct, forbid_unknown_fields=True):
+    """The tree of a checkpoint. Its server's part is the coordinator's to judge."""
+
+    format: int
+    session: Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+    rounds: _Count
+    attempt: _Count
+    seconds: Annotated[float, msgspec.Meta(ge=0)]
+    origin: _Origin
+    states: tuple[str, ...]
+    server: dict[str, Any]
 
 
 class LogOpened(Message, frozen=True, tag="log-opened"):

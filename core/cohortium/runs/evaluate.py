@@ -8,6 +8,7 @@ from cohortium.errors import RequestError
 from cohortium.runs.launch import resume, start
 from cohortium.runs.personal_mark import refuse_personal
 from cohortium.runs.prepare import prepare
+from cohortium.runs.rehearsal_mark import refuse_rehearsal
 from cohortium.runs.result import LAST, RESULT
 from cohortium.runs.run_directory import STUDY, RunDirectory, has_run
 from cohortium.runs.saved_weights import read_weights
@@ -117,6 +118,7 @@ def final_weights(folder: Path) -> EvaluatedWeights:
         DataError: The weights are damaged.
     """
     refuse_personal(folder, purpose="evaluated at other sites")
+    refuse_rehearsal(folder)
     if not (folder / RESULT).exists():
         raise RequestError(f"the run in {folder} is not finished, so it has no final weights.")
     tensors, notes = read_weights(folder / LAST)

@@ -12,6 +12,7 @@ from cohortium.errors import IdentityError, RunError
 from cohortium.rounds.coordinator import Coordinator
 from cohortium.rounds.joined_site import JoinedSiteFactory
 from cohortium.runs.driver import RunDriver
+from cohortium.runs.guarded_listener import GuardedListener
 from cohortium.runs.invite import invite_sites
 from cohortium.runs.result import EVALUATION
 from cohortium.runs.run_directory import STATES, STUDY, RunDirectory, has_run, run_ledger
@@ -135,8 +136,8 @@ class _Run:
         """Return the run of these observers."""
         others = () if due is None else due.observers
         return cls(
-            listeners=[observer.start_run() for observer in observers],
-            evaluation_listeners=[observer.start_run() for observer in others],
+            listeners=[GuardedListener.of(observer) for observer in observers],
+            evaluation_listeners=[GuardedListener.of(observer) for observer in others],
             stop=stop,
         )
 

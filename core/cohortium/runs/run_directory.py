@@ -10,6 +10,7 @@ from attrs import field, frozen
 from cohortium.errors import RequestError, RunError
 from cohortium.ledger.ledger import Ledger
 from cohortium.runs.checkpoint import Checkpoint, RunLog
+from cohortium.runs.rehearsal_mark import is_rehearsal, refuse_rehearsal, start_command
 from cohortium.runs.result import EVALUATION, LAST, OLDER, RESULT
 from cohortium.runs.run_files import RunFiles, result_bytes
 from cohortium.runs.signatures import SIGNATURES, coordinator_signature
@@ -247,10 +248,12 @@ def study_path(path: Path) -> Path:
     """Return the study file of the run in `path`.
 
     Raises:
-        RequestError: The directory has no study file, or has an older format.
+        RequestError: The directory has no study file, or has an older format. Or it is that of a
+            rehearsal deployment.
     """
     if not (path / STUDY).is_file():
         raise RequestError(f"{path} holds no run: there is no {STUDY} in it.")
+    refuse_rehearsal(path)
     if (path / OLDER).exists():
         raise RequestError(
             f"{path} is a run's folder of an older form; use the version of cohortium that "
@@ -336,11 +339,10 @@ def _require_no_run(path: Path) -> None:
         return
     if (path / RESULT).exists():
         raise RequestError(f"{path} holds a finished run; give another folder with --out.")
-    if (path / "site-0" / "site.toml").exists():
+    if is_rehearsal(path):
         raise RequestError(
             f"{path} holds a rehearsal deployment, which is complete: start its sites, as with "
-            f"`cohortium site {shlex.quote(str(path / 'site-0' / 'site.toml'))}`, or give another "
-            "folder with --out."
+            f"{start_command(path)}, or give another folder with --out."
         )
     if (path / STUDY).exists():
         raise RequestError(

@@ -41,6 +41,7 @@ from cohortium.runs.stated_result import (
 )
 from cohortium.storage.atomic import atomic_write
 from cohortium.storage.bounded_read import read_if_present
+from cohortium.storage.file_lock import locked
 from cohortium.text import truncate
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
 
 SIGNATURES: Final = "signatures.json"
 """The file of the signatures."""
+
+_LOCK: Final = "signatures.lock"
 
 MAX_SIGNATURES: Final = 10_000
 
@@ -150,6 +153,9 @@ def sign_result(
 
     It replaces an earlier signature by the same key, or one that is not valid for the result.
 
+    Guarantees:
+        Signers at the same time wait for each other, and no signature is lost.
+
     Args:
         folder: Folder of a finished run.
         key: The signer's key.
@@ -189,9 +195,10 @@ def sign_result(
         raise RequestError(
             f"by the directory, the key is {who}; sign with the key of the signer that you name."
         )
-    others = _others(folder, made, result, replace=replace)
     try:
-        atomic_write(folder / SIGNATURES, _to_json([*others, made]))
+        with locked(folder / _LOCK):
+            others = _others(folder, made, result, replace=replace)
+            atomic_write(folder / SIGNATURES, _to_json([*others, made]))
     except OSError as error:
         raise RunError(f"cannot write {folder / SIGNATURES}: {error.strerror}.") from error
     return made

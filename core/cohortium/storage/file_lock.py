@@ -1,13 +1,15 @@
-"""A lock between processes of one machine, on an open file."""
+"""A lock between processes of one machine, on a file."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -32,6 +34,27 @@ def exclusive(file: int) -> Iterator[None]:
         yield
     finally:
         fcntl.flock(file, fcntl.LOCK_UN)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of the file `path`, for the time of a change to the files next to it.
+
+    A file that each change replaces cannot be the lock itself. So the lock is a file of its own,
+    which is empty. It is created if it is missing, and it stays.
+
+    Args:
+        path: The lock's file.
+
+    Raises:
+        OSError: The file cannot be created or locked.
+    """
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        with exclusive(file):
+            yield
+    finally:
+        os.close(file)
 
 
 def try_exclusive(file: int) -> bool:

@@ -74,8 +74,8 @@ def check_takes_every_event(observer: Observer) -> None:
                 except Exception as error:
                     raise ConformanceError(
                         f"the listener raised {type(error).__name__} ({error}) on "
-                        f"{type(event).__name__}, which would end the run; ignore events that it "
-                        "does not use."
+                        f"{type(event).__name__}, which would end the run or leave a gap in the "
+                        "report; ignore events that it does not use."
                     ) from error
 
 

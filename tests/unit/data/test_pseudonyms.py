@@ -45,9 +45,27 @@ def test_missing_key_is_created_once(tmp_path: Path) -> None:
 def test_damaged_key_is_refused_unseen(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "key"
     path.write_bytes(content)
+    path.chmod(0o600)
     with pytest.raises(DataError, match=r"key holds no key, which is 64 digits"):
         read_patient_key(path)
-    with pytest.raises(DataError, match=r"cannot be read or created \(No such file"):
+    with pytest.raises(DataError, match=r"cannot create the patients' key .*No such file"):
         read_patient_key(tmp_path / "missing" / "key")
-    with pytest.raises(DataError, match=r"cannot be read or created \(Is a directory"):
+    with pytest.raises(DataError, match=r"cannot read the patients' key .*Is a directory"):
         read_patient_key(tmp_path)
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620])
+def test_key_that_others_may_read_is_refused(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "key"
+    read_patient_key(path)
+    path.chmod(mode)
+    with pytest.raises(DataError, match=r"others may read the patients' key .*mode 0600"):
+        read_patient_key(path)
+
+
+def test_endless_key_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_bytes(b"0" * (1 << 20))
+    path.chmod(0o600)
+    with pytest.raises(DataError, match=r"the patients' key .* is larger than 1,024 bytes"):
+        read_patient_key(path)

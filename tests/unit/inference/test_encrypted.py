@@ -35,6 +35,7 @@ from cohortium_fedsgd import FedSGD
 from cohortium_phantom import Phantom
 from tests.fuzz.mutation import TOKENS
 from tests.support.federations import tiny_federation
+from tests.support.inference_services import write_certificates
 
 pytest.importorskip("tenseal", reason="encrypted inference is an extra")
 
@@ -496,6 +497,24 @@ def test_urls_and_addresses() -> None:
 def test_service_without_tls_is_for_this_machine(served: service.InferenceServer) -> None:
     with pytest.raises(RequestError, match="without TLS only this machine"):
         service.InferenceServer(served.service, ("0.0.0.0", 0), None)
+
+
+def test_key_of_tls_that_others_may_read_is_refused(tmp_path: Path) -> None:
+    write_certificates(tmp_path)
+    certificate, authority = tmp_path / "service.pem", tmp_path / "ca.pem"
+    endpoint.server_tls(certificate, None, authority)
+    certificate.chmod(0o640)
+    for tls in (
+        lambda: endpoint.server_tls(certificate, None, authority),
+        lambda: endpoint.client_tls(authority, certificate, certificate),
+    ):
+        with pytest.raises(RequestError, match=r"others may read the key .*make its mode 0600"):
+            tls()
+    open_certificate = tmp_path / "open.pem"
+    open_certificate.write_bytes(certificate.read_bytes().split(b"-----BEGIN PRIVATE")[0])
+    open_certificate.chmod(0o644)
+    certificate.chmod(0o600)
+    endpoint.server_tls(open_certificate, certificate, authority)
 
 
 def test_absent_service_is_one_sentence(public: PublicModel) -> None:

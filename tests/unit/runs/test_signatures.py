@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -106,6 +108,21 @@ def test_signatures_of_coordinator_and_sites_are_seen(run: Path) -> None:
     told = summarize((lead, site))
     assert told == f"the result is signed by the coordinator (key {key}…), site 1."
     assert f"site 1 (key {SITE.public.hex()[:16]}…)" in summarize(seen_signatures(run))
+
+
+def test_signers_at_the_same_time_lose_no_signature(run: Path) -> None:
+    keys = [SigningKey.generate(Randomness.insecure_from_seed(10 + site)) for site in range(8)]
+    start = threading.Barrier(len(keys))
+
+    def sign(site: int) -> None:
+        start.wait()
+        sign_result(run, keys[site], site=site, releases=releases(run))
+
+    with ThreadPoolExecutor(len(keys)) as signers:
+        list(signers.map(sign, range(len(keys))))
+    seen = seen_signatures(run, KeyDirectory(tuple(key.public for key in keys)))
+    assert [each.made.site for each in seen] == [*range(len(keys))]
+    assert all(each.is_valid and each.is_vouched for each in seen)
 
 
 @pytest.mark.parametrize(

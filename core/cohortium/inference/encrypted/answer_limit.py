@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -13,10 +11,9 @@ from attrs import define, field
 from cohortium.errors import DataError
 from cohortium.storage.atomic import atomic_write
 from cohortium.storage.bounded_read import read_if_present
-from cohortium.storage.file_lock import exclusive
+from cohortium.storage.file_lock import locked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 FILE: Final = "encrypted_answers.json"
@@ -59,7 +56,8 @@ class AnswerLimit:
             OSError: The count cannot be written, and nothing is counted.
             DataError: The file cannot be read or is damaged, and nothing is counted.
         """
-        with self._turn, self._locked():
+        # Each write replaces the file of the counts, so it cannot be the lock itself.
+        with self._turn, locked(self.path.with_suffix(".lock")):
             counts = self._counts()
             count = counts.get(client, 0) + images
             if count > self.most:
@@ -76,13 +74,3 @@ class AnswerLimit:
             return msgspec.json.decode(data, type=dict[str, int])
         except (msgspec.MsgspecError, RecursionError, ValueError) as error:
             raise DataError(f"{self.path} is damaged ({error}); {_REMEDY}.") from error
-
-    @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the lock of the counts, which each write replaces as a file."""
-        handle = os.open(self.path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            with exclusive(handle):
-                yield
-        finally:
-            os.close(handle)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from cohortium.errors import RequestError
+from cohortium.storage.secret_file import require_private
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,7 +108,7 @@ def server_tls(certificate: Path, key: Path | None, clients: Path | None) -> ssl
         clients: PEM file of the authority that certifies clients. Without it, anyone may ask.
 
     Raises:
-        RequestError: A file cannot be used.
+        RequestError: A file cannot be used, or others may read the key.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -127,7 +128,7 @@ def client_tls(ca: Path | None, certificate: Path | None, key: Path | None) -> s
         key: PEM file of its key, if the certificate's file does not have it.
 
     Raises:
-        RequestError: A file cannot be used.
+        RequestError: A file cannot be used, or others may read the key.
     """
     context = ssl.create_default_context()
     if ca is not None:
@@ -148,6 +149,7 @@ def _load_chain(context: ssl.SSLContext, certificate: Path, key: Path | None) ->
             f"cannot use {certificate} with its key ({_reason(error)}); give PEM files of a "
             "certificate and of its key without a password."
         ) from error
+    require_private(key or certificate, RequestError, what="the key")
 
 
 def _load_authority(context: ssl.SSLContext, path: Path) -> None:

@@ -1,0 +1,56 @@
+"""Files with a secret, which their owner alone may read.
+
+The file's mode is the secret's only protection. So one rule holds for every such file: a site's or
+a coordinator's signing key, the key of patients' numbers, and the keys of TLS.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import TYPE_CHECKING, Final
+
+from cohortium.storage.bounded_read import read_bounded
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from cohortium.errors import CohortiumError
+
+_OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
+
+
+def read_secret(
+    path: Path, limit: int, refusal: Callable[[str], CohortiumError], *, what: str, remedy: str = ""
+) -> bytes:
+    """Return the content of a secret file, as `read_bounded` does.
+
+    Raises:
+        CohortiumError: The file cannot be read, has more than `limit` bytes, or others may read it.
+            The error is a `refusal`.
+    """
+    data = read_bounded(path, limit, refusal, what=what, remedy=remedy)
+    require_private(path, refusal, what=what)
+    return data
+
+
+def require_private(path: Path, refusal: Callable[[str], CohortiumError], *, what: str) -> None:
+    """Refuse a secret file whose mode admits its group or others.
+
+    Windows has no such modes, and nothing is checked there.
+
+    Args:
+        path: The file.
+        refusal: Type of the error, which is made from a sentence.
+        what: Name of the file in the sentence, before its path.
+
+    Raises:
+        CohortiumError: Others may read or change the file. The error is a `refusal`.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise refusal(f"cannot read {what} {path}: {error.strerror}.") from error
+    if os.name == "posix" and mode & _OTHERS:
+        raise refusal(f"others may read {what} {path}; make its mode 0600.")
