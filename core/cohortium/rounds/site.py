@@ -5,6 +5,7 @@ It uses no socket, thread or clock.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,6 +60,8 @@ class Site:
         nothing else.
         The site handles attempts in order: it refuses an older attempt and an attempt of another
         run.
+        The site makes no attempt that the run's guarantee does not cover. So a coordinator cannot
+        have all attempts made at the round with the least noise.
         The site releases one vector in each attempt, regardless of the aggregator's requests.
         A second vector would spend privacy that was not planned.
         The site stores the trainer's state before anything of the attempt leaves.
@@ -118,8 +121,9 @@ class Site:
         self.warnings: tuple[str, ...] = ()
         if policy is not None:
             policy.admit(run_config)
+        self._planned, self._made = run_config.planned_attempts(), Counter[AttemptCost]()
         if account is not None:
-            account.check_run(run_config.session, run_config.costs())
+            self._made = account.check_run(run_config.session, run_config.costs())
             if account.budget is not None:
                 known = examples.fingerprint if fingerprint is None else fingerprint
                 self.warnings = tuple(filter(None, [account.data_changed(known)]))
@@ -218,11 +222,18 @@ class Site:
         privatizer = guard(privatizer, run_config.plan.guarantee, run_config.workload)
         self.shared_model.load_global_weights()
         before = self._trainer_state.state_for(request.round)
+        cost = AttemptCost.of(round_plan.mechanism, run_config.plan.guarantee)
+        made = self._made + Counter({cost: 1})
+        if not self._planned.covers(made):
+            raise RefusalError(
+                RefusalCode.BUDGET,
+                "the study plans for no further attempt with as little noise as in this round.",
+            )
         if self._account is not None:
             # Before training: a refusal after it reveals something about the data, so it must be
             # paid for.
-            cost = AttemptCost.of(round_plan.mechanism, run_config.plan.guarantee)
             self._account.charge(run_config.session, request.round, request.attempt, cost)
+        self._made = made
         attempt = LocalRound(
             run_config=run_config,
             data=self._data,
