@@ -237,6 +237,26 @@ def test_lost_private_attempt_uses_retry_then_round(tmp_path: Path) -> None:
         assert max(sum(book.charge_counts(name).values()) for name in book.names()) == 4
 
 
+def test_run_resumed_in_a_round_of_little_noise_costs_no_more(tmp_path: Path) -> None:
+    study: Federation = tiny_federation(
+        rounds=3,
+        trainer=FedSGD(sampling_rate=1.0),
+        privatizer=Gaussian(noise_schedule="optimizer"),
+        engine=CrashingEngine(8),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        study.run(tmp_path / "run")
+    recorder = RecordingObserver()
+    result = study.resume(tmp_path / "run", observers=[recorder])
+    assert result.rounds == 1
+    (started,) = recorder.of(RunStarted)
+    assert any("and their noise differs: the run ends after 1" in each for each in started.warnings)
+    spent, promised = study.prepare().run_config.plan.guarantee_after([0, 1]), result.guarantee
+    assert spent is not None
+    assert promised is not None
+    assert spent.epsilon <= promised.epsilon
+
+
 def test_a_run_that_failed_can_be_tried_again(tmp_path: Path) -> None:
     power = LossyEngine(lost=4)
     study = tiny_federation(

@@ -288,6 +288,7 @@ class SiteConfig:
             policy=self.policy,
             account=self.account_of(use),
             fingerprint=fingerprint,
+            declared=self.declared(use),
             store=TrainerStateFile(self.state_file(run_config.session), run_config.session),
             features=self.feature_folder,
         )

@@ -23,6 +23,7 @@ from cohortium.deployment.own_scoring import keep_own_scores
 from cohortium.deployment.participation import ParticipationStore
 from cohortium.deployment.study_facts import StudyFacts
 from cohortium.deployment.study_record import InvitedStudy
+from cohortium.deployment.trail_comparison import missing_entries
 from cohortium.errors import (
     BrokenNetworkError,
     CohortiumError,
@@ -130,6 +131,9 @@ class SiteServer:
     def self_check(self) -> None:
         """Check the site's own files before the first message.
 
+        A warning tells if the ledger or the approvals are older than the trail, as after a backup
+        was restored. The site starts all the same, because its staff may have lowered the budget.
+
         Raises:
             CohortiumError: A file is unusable. The sentence is for the site's own staff.
         """
@@ -141,6 +145,11 @@ class SiteServer:
         self._participations.require_usable()
         if self._approvals is not None:
             self._approvals.require_usable()
+        try:
+            for sentence in missing_entries(self._config):
+                _LOG.warning("%s", sentence)
+        except CohortiumError as error:  # of files that the site may have no use for
+            _LOG.warning("the trail is not compared with the site's other files: %s", error)
 
     def record_start(self) -> None:
         """Record in the trail that the site serves from now on.

@@ -37,11 +37,14 @@ class Account:
     # Costs that were shown to fit. Any part of them fits, too.
     _known_to_fit: Counter[AttemptCost] = field(factory=Counter, init=False, eq=False, repr=False)
 
-    def check_run(self, session: bytes, costs: Counter[AttemptCost]) -> None:
+    def check_run(self, session: bytes, costs: Counter[AttemptCost]) -> Counter[AttemptCost]:
         """Refuse a run whose total cost exceeds the remaining budget.
 
         The method charges nothing. Without a budget, it refuses nothing, and the ledger may not
         exist yet.
+
+        Returns:
+            Costs of the attempts of the run that are charged already. None without a budget.
 
         Args:
             session: Name of the run. After a restart, attempts that are charged already count as
@@ -52,16 +55,17 @@ class Account:
             RefusalError: The run would overspend, or the ledger cannot be read.
         """
         if self.budget is None:
-            return
+            return Counter()
         try:
             with self.ledger.read_transaction() as book:
                 spent = book.charge_counts(self.data)
-                charged = book.attempts(self.data, session)
+                charged = Counter(book.attempts(self.data, session).values())
         except LedgerError as error:
             raise _unusable() from error
-        left = costs - Counter(charged.values())
+        left = costs - charged
         if left:
             self._require_room(spent, left)
+        return charged
 
     def charge(self, session: bytes, round_: int, attempt: int, cost: AttemptCost) -> None:
         """Charge an attempt, before anything of it is released.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -19,7 +20,7 @@ from cohortium.privacy.guarantee import MIN_DELTA, Adjacency, ProtectedAgainst, 
 from cohortium.privacy.mechanisms import NOISES, Mechanism, RenyiBoundedMechanism
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.roles.sessions import PrivacyPlan
@@ -83,6 +84,51 @@ def run_costs(plan: PrivacyPlan, rounds: int, retries: int) -> Counter[AttemptCo
     found = Counter(costs)
     found[costs[_costliest(costs, plan.guarantee)]] += retries
     return found
+
+
+@frozen
+class PlannedAttempts:
+    """The attempts that the guarantee of a run covers.
+
+    Attributes:
+        rounds: Cost of an attempt at each round.
+        retries: Further attempts over the whole run.
+    """
+
+    rounds: tuple[AttemptCost, ...]
+    retries: int
+
+    @classmethod
+    def of(cls, plan: PrivacyPlan, rounds: int, retries: int) -> PlannedAttempts:
+        """Return the attempts that the guarantee of `plan` covers."""
+        return cls(tuple(_costs_by_round(plan, rounds)), retries)
+
+    def covers(self, made: Counter[AttemptCost]) -> bool:
+        """Return whether attempts at the costs `made` are among the planned ones.
+
+        An attempt takes the place of a round with its cost, or else of a retry, which is planned
+        at the costliest round. So covered attempts cost no more than the planned ones. Their number
+        alone shows that only where all rounds cost the same.
+        """
+        return (made - Counter(self.rounds)).total() <= self.retries
+
+    def reachable_rounds(self, made: Sequence[int], completed: int) -> int:
+        """Return the number of rounds that a run can complete with the attempts that are left.
+
+        Args:
+            made: The round of each attempt so far, none after round `completed`.
+            completed: Number of completed rounds.
+        """
+        left, retries = Counter(self.rounds), self.retries
+        for number in chain(made, range(completed, len(self.rounds))):
+            cost = self.rounds[number]
+            if left[cost]:
+                left[cost] -= 1
+            elif retries:
+                retries -= 1
+            else:
+                return max(number, completed)
+        return len(self.rounds)
 
 
 def costliest_round(plan: PrivacyPlan, rounds: int) -> int:

@@ -42,7 +42,7 @@ class RoundRunner:
     Guarantees:
         No two attempts have the same number.
         `start_attempt` is called before any site receives a request of an attempt.
-        There are never more attempts than privacy was planned for.
+        There are never other attempts than privacy was planned for.
 
     Attributes:
         run_config: The run configuration.
@@ -50,7 +50,7 @@ class RoundRunner:
         exchange: The engine's session, which carries messages.
         deadline: Seconds that a site has for each reply, or None.
         target_rounds: Number of rounds to complete.
-        attempt: Number of the next attempt.
+        made: The round of each attempt so far.
         start_attempt: Called with the round and the attempt before it begins. It may raise to stop
             the attempt.
         notify: Called with each event for the observers.
@@ -61,9 +61,14 @@ class RoundRunner:
     exchange: EngineSession
     deadline: float | None
     target_rounds: int
-    attempt: int
+    made: list[int]
     start_attempt: Callable[[int, int], None]
     notify: Callable[[Event], None]
+
+    @property
+    def attempt(self) -> int:
+        """Number of the next attempt."""
+        return len(self.made)
 
     def run_round(self, number: int) -> RoundResult:
         """Run round `number`, counted from 0.
@@ -76,17 +81,15 @@ class RoundRunner:
             self.start_attempt(number, self.attempt)
             sites = select_cohort(self.run_config, number, self.attempt)
             self.coordinator.begin_attempt(number, self.attempt, sites)
-            self.attempt += 1
+            self.made.append(number)
             stages = self._run_stages(number)
             seconds += sum(stage.seconds for stage in stages)
             try:
                 outcome = self.coordinator.finish_attempt()
             except TooFewSitesError as error:
                 self._tell_failures(number, str(error), stages)
-                if (
-                    self.run_config.federation_spec.attempts - self.attempt
-                    < self.target_rounds - number
-                ):
+                planned = self.run_config.planned_attempts()
+                if planned.reachable_rounds(self.made, number) < self.target_rounds:
                     raise RunError(f"round {number + 1} failed: {error}") from error
                 continue
             for failure in outcome.failures:

@@ -9,7 +9,7 @@ from attrs import frozen
 from cohortium.catalog.networks import build_network
 from cohortium.crypto.randomness import Randomness
 from cohortium.errors import StudyError
-from cohortium.ledger.cost import run_costs
+from cohortium.ledger.cost import PlannedAttempts, run_costs
 from cohortium.roles.values import AggregationConfig
 from cohortium.statistics.measuring import MeasuringTrainer
 
@@ -114,6 +114,11 @@ class RunConfig:
     def costs(self) -> Counter[AttemptCost]:
         """Return the costs of all attempts of the run at one site."""
         return run_costs(self.plan, self.federation_spec.rounds, self.federation_spec.retries)
+
+    def planned_attempts(self) -> PlannedAttempts:
+        """Return the attempts that the run's guarantee covers."""
+        spec = self.federation_spec
+        return PlannedAttempts.of(self.plan, spec.rounds, spec.retries)
 
     @property
     def measured_units(self) -> int:

@@ -5,6 +5,7 @@ It uses no socket, thread or clock.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -59,6 +60,8 @@ class Site:
         nothing else.
         The site handles attempts in order: it refuses an older attempt and an attempt of another
         run.
+        The site makes no attempt that the run's guarantee does not cover. So a coordinator cannot
+        have all attempts made at the round with the least noise.
         The site releases one vector in each attempt, regardless of the aggregator's requests.
         A second vector would spend privacy that was not planned.
         The site stores the trainer's state before anything of the attempt leaves.
@@ -88,6 +91,7 @@ class Site:
         store: TrainerStateStore | None = None,
         features: Features | None = None,
         fingerprint: bytes | None = None,
+        declared: int | None = None,
     ) -> None:
         """Refuse runs that the site does not allow, and prepare its images.
 
@@ -104,6 +108,8 @@ class Site:
                 memory alone.
             features: Folder that keeps features of the images between runs.
             fingerprint: SHA-256 of all data of the account. None takes that of `examples`.
+            declared: Number of examples that the site has made public, or 0. Under a guarantee,
+                nothing that leaves depends on another number. None makes all numbers public.
 
         Raises:
             RefusalError: The run is below a floor, does not fit the account's budget, or declares
@@ -118,12 +124,13 @@ class Site:
         self.warnings: tuple[str, ...] = ()
         if policy is not None:
             policy.admit(run_config)
+        self._planned, self._made = run_config.planned_attempts(), Counter[AttemptCost]()
         if account is not None:
-            account.check_run(run_config.session, run_config.costs())
+            self._made = account.check_run(run_config.session, run_config.costs())
             if account.budget is not None:
                 known = examples.fingerprint if fingerprint is None else fingerprint
                 self.warnings = tuple(filter(None, [account.data_changed(known)]))
-        _require_declared(examples, run_config)
+        self.warnings += _require_declared(examples, run_config, declared)
         self._run_config = run_config
         self._site = site
         self.shared_model = shared_model
@@ -218,11 +225,18 @@ class Site:
         privatizer = guard(privatizer, run_config.plan.guarantee, run_config.workload)
         self.shared_model.load_global_weights()
         before = self._trainer_state.state_for(request.round)
+        cost = AttemptCost.of(round_plan.mechanism, run_config.plan.guarantee)
+        made = self._made + Counter({cost: 1})
+        if not self._planned.covers(made):
+            raise RefusalError(
+                RefusalCode.BUDGET,
+                "the study plans for no further attempt with as little noise as in this round.",
+            )
         if self._account is not None:
             # Before training: a refusal after it reveals something about the data, so it must be
             # paid for.
-            cost = AttemptCost.of(round_plan.mechanism, run_config.plan.guarantee)
             self._account.charge(run_config.session, request.round, request.attempt, cost)
+        self._made = made
         attempt = LocalRound(
             run_config=run_config,
             data=self._data,
@@ -329,25 +343,35 @@ def _groups(examples: Examples, site: SiteId, run_config: RunConfig) -> dict[str
     return {**found, SITE: torch.full((len(examples),), site, device=device)}
 
 
-def _require_declared(examples: Examples, run_config: RunConfig) -> None:
-    """Refuse a study that declares less data than this site has.
+def _require_declared(
+    examples: Examples, run_config: RunConfig, public: int | None
+) -> tuple[str, ...]:
+    """Refuse a study that declares less data than this site has, or return warnings of that.
 
-    The data are examples and patients. The sums of such a study would not fit. The message names
-    the declared number, and not the site's own.
+    The data are examples and patients. The sums of such a study would not fit, or are cut off
+    where a guarantee holds. There, a refusal would tell a coordinator who invites again and again
+    how many there are. So only the number `public` can cause one. The messages name the declared
+    number, and not the site's own.
     """
     federation_spec = run_config.federation_spec
     table = "[data]" if run_config.statistic is None else "[evaluation]"
     patients = 0 if examples.patients is None else len(np.unique(examples.patients))
-    for what, own, declared in (
-        ("examples", len(examples), federation_spec.examples),
-        ("patients", patients, federation_spec.patients),
+    is_secret = public is not None and run_config.plan.guarantee is not None
+    found = []
+    for what, own, known, declared in (
+        ("examples", len(examples), public or 0, federation_spec.examples),
+        ("patients", patients, 0, federation_spec.patients),
     ):
-        if declared is not None and own > declared:
-            raise RefusalError(
-                RefusalCode(what),
-                f"the study declares {declared:,} {what} over all sites together, and this site "
-                f"alone has more; correct {what} under {table}.",
-            )
+        if declared is None or own <= declared:
+            continue
+        sentence = (
+            f"the study declares {declared:,} {what} over all sites together, and this site "
+            f"alone has more; correct {what} under {table}."
+        )
+        if not is_secret or known > declared:
+            raise RefusalError(RefusalCode(what), sentence)
+        found.append(sentence)
+    return tuple(found)
 
 
 @frozen

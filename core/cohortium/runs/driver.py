@@ -122,7 +122,7 @@ class RunDriver:
             exchange=self.exchange,
             deadline=self.prepared.federation.reply_timeout or None,
             target_rounds=run_state.target_rounds,
-            attempt=run_state.attempt,
+            made=run_state.attempt_rounds(),
             start_attempt=self._begin,
             notify=self.notify,
         )
@@ -174,7 +174,7 @@ class RunDriver:
             contributors=outcome.contributors,
             dropped=outcome.dropped,
             guarantee_so_far=self.prepared.run_config.plan.guarantee_after(
-                History(run_state.history).attempt_rounds(run_state.attempt)
+                run_state.attempt_rounds()
             ),
             scores=scores,
             upload_bytes_per_site=outcome.upload_bytes,

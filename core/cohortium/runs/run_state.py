@@ -16,6 +16,7 @@ from attrs import define, field
 from cohortium import parameters
 from cohortium.catalog.provenance import as_versions, collect_provenance
 from cohortium.runs.checkpoint import Checkpoint, RunFingerprint
+from cohortium.runs.history import History
 from cohortium.runs.result import versions
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class RunState:
         This holds for simulated sites whose releases have no guarantee or draw their noise from the
         seed.
         Otherwise the attempt's number is spent, as the attempt may have been charged.
-        So there are never more attempts than the guarantee covers, however often a run is resumed.
+        So there are never other attempts than the guarantee covers, however often a run is resumed.
 
     Attributes:
         prepared: The study.
@@ -102,11 +103,13 @@ class RunState:
         if not self.is_deterministic:
             self.attempt = max(self.attempt, folder.log.last_attempt + 1)
             self.lost_attempts = self.attempt - checkpoint.attempt
-        federation_spec = self.prepared.run_config.federation_spec
-        self.target_rounds = min(
-            federation_spec.rounds, checkpoint.rounds + federation_spec.attempts - self.attempt
-        )
+        planned = self.prepared.run_config.planned_attempts()
+        self.target_rounds = planned.reachable_rounds(self.attempt_rounds(), checkpoint.rounds)
         self._keep_best()
+
+    def attempt_rounds(self) -> list[int]:
+        """Return the round of each attempt so far."""
+        return History(self.history).attempt_rounds(self.attempt)
 
     def start_attempt(self, attempt: int) -> None:
         """Record that `attempt` begins.
@@ -187,9 +190,11 @@ class RunState:
                 "and a new one takes the place of each."
             )
         if self.target_rounds < federation_spec.rounds:
+            differs = len(self.prepared.run_config.costs()) > 1
             found.append(
                 f"{federation_spec.attempts - self.attempt} of the {federation_spec.attempts} "
-                "attempts that the study plans for are left: the run ends after "
+                f"attempts that the study plans for are left{', and their noise differs' * differs}"
+                ": the run ends after "
                 f"{self.target_rounds} of its {federation_spec.rounds} rounds. More retries would "
                 "have allowed for that."
             )

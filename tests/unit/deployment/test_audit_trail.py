@@ -459,7 +459,9 @@ def test_answer_without_its_line_is_found(
                 cohortium("trail", own, option)
 
 
-def test_older_ledger_is_found(site: RehearsedSite, rehearsed: tuple[Path, Invitation]) -> None:
+def test_older_ledger_is_found(
+    site: RehearsedSite, rehearsed: tuple[Path, Invitation], caplog: pytest.LogCaptureFixture
+) -> None:
     invitation = again(rehearsed[1])
     ledger = site.config.account.ledger.path
     older = ledger.read_bytes()
@@ -467,9 +469,15 @@ def test_older_ledger_is_found(site: RehearsedSite, rehearsed: tuple[Path, Invit
     site.send(first_request(invitation))
     own = str(site.folder / "site.toml")
     assert cohortium("trail", own, "--check")[0] == 0
+    site.server.self_check()
+    told = "the ledger has no charge for 1 of 1 releases"
+    assert told not in caplog.text
     ledger.write_bytes(older)
-    with pytest.raises(RecordError, match="the ledger has no charge for 1 of 1 releases"):
+    with pytest.raises(RecordError, match=told):
         cohortium("trail", own, "--check")
+    site.restart()
+    site.server.self_check()
+    assert told in caplog.text
 
 
 def test_older_files_do_not_contradict_a_new_trail(

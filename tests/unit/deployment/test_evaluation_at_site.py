@@ -197,7 +197,6 @@ def test_allowed_plugins_hold_for_the_named_parts(
         ({"federation": {"retries": 900}}, "policy.epsilon", "this site allows"),
         ({"federation": {"insecure_seeded_secrets": True}}, "policy.epsilon", "public seed"),
         ({"federation": {"sites": 60_000}}, "policy.max_sites", "60,000 sites"),
-        ({"data": {"examples": 2}}, "examples", "correct examples under [evaluation]"),
         ({"data": {"size": [9, 8]}}, "data", "another type, shape"),
         (
             {
@@ -217,6 +216,19 @@ def test_unacceptable_evaluation_is_refused_with_code(
         changes = {**changes, "privatizer": {"epsilon": 60.0}}
     refused(hospital.send(changed(invitation, **changes)), code, words)
     assert not list((hospital.folder / "runs").glob("*"))
+
+
+@pytest.mark.parametrize("declared", [0, 3])
+def test_only_a_declared_number_of_test_images_can_refuse(
+    place: Path, invitation: Invitation, declared: int
+) -> None:
+    edit(place, test={"declared_examples": declared})
+    few = changed(invitation, data={"examples": 2})
+    with serving(place) as hospital:
+        if declared:
+            refused(hospital.send(few), "examples", "correct examples under [evaluation]")
+        else:
+            assert isinstance(hospital.send(few), Acceptance)
 
 
 def test_site_without_test_images_refuses_evaluation(

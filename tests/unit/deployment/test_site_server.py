@@ -249,7 +249,6 @@ def sentence(site: RehearsedSite, message: Message) -> tuple[str, str]:
             "task or classes",
         ),
         ({"data": {"patients": 3}}, "data", "patients"),
-        ({"data": {"examples": 10}}, "examples", "declares 10 examples over all sites together"),
         ({"privatizer": {"epsilon": 60.0}}, "policy.epsilon", "this site allows"),
         (
             {"federation": {"retries": 3}, "privatizer": {"epsilon": 9.0}},
@@ -309,6 +308,25 @@ def test_missing_class_is_explained_in_log_only(
     assert refused == f"refused (data): {reason}"
     assert "3 classes (a, b, c) of the task Multiclass; its data set must name" in why
     assert "(a, b, c)" not in reason
+
+
+@pytest.mark.parametrize("declared", [0, 10, 11])
+def test_no_refusal_tells_how_many_examples_a_site_has(
+    place: Path, invitation: Invitation, declared: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    edit(place, site={"declared_examples": declared})
+    site = RehearsedSite(place)
+    try:
+        answer = site.send(changed(invitation, data={"examples": 10}))
+    finally:
+        site.stop()
+    told = "the study declares 10 examples over all sites together, and this site alone has more"
+    assert any(told in message for message in caplog.messages)
+    if declared > 10:
+        assert isinstance(answer, Refusal)
+        assert answer.code == "examples"
+    else:
+        assert isinstance(answer, Acceptance)
 
 
 def test_a_study_without_privacy_is_refused(site: RehearsedSite, invitation: Invitation) -> None:

@@ -94,6 +94,16 @@ def test_site_answers_only_planned_attempts() -> None:
     assert answers == ["answered"] * 3 + ["budget"] * 2
 
 
+def test_attempts_at_the_round_with_least_noise_are_limited() -> None:
+    privatizer = Gaussian(noise_schedule="optimizer")
+    trainer = FedSGD(sampling_rate=1.0)
+    pair = Pair(rounds=5, retries=1, trainer=trainer, privatizer=privatizer)
+    answers = [code(pair.ask(pair.request(attempt=attempt))) for attempt in range(4)]
+    assert answers == ["answered"] * 2 + ["budget"] * 2
+    assert code(pair.ask(pair.request(round_=3, attempt=4))) == "answered"
+    assert code(pair.ask(pair.request(round_=3, attempt=5))) == "budget"
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
