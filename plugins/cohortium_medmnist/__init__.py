@@ -43,6 +43,12 @@ SIZES: Final = (28, 64, 128, 224)
 VOLUME_SIZES: Final = (28, 64)
 """Sides of a volume, in voxels."""
 
+LABEL_BYTES: Final = 256
+"""More bytes than the labels of an image take."""
+
+HEADER_BYTES: Final = 1 << 20
+"""More bytes than the headers of a file's arrays take."""
+
 VOLUMES: Final = "3d"
 """Ending of the flag of a set of volumes."""
 
@@ -114,9 +120,15 @@ class MedMNIST:
         """
         info = _table()[self.flag]
         suffix = "" if self.size == SIZES[0] else f"_{self.size}"
-        remote = RemoteFile(f"{self.flag}{suffix}.npz", info[f"url{suffix}"], info[f"MD5{suffix}"])
-        path = self._file(remote)
         is_volume = self.flag.endswith(VOLUMES)
+        values = info["n_channels"] * self.size ** (3 if is_volume else 2)
+        remote = RemoteFile(
+            name=f"{self.flag}{suffix}.npz",
+            url=info[f"url{suffix}"],
+            md5=info[f"MD5{suffix}"],
+            max_bytes=sum(info["n_samples"].values()) * (values + LABEL_BYTES) + HEADER_BYTES,
+        )
+        path = self._file(remote)
         return read_npz_splits(
             path,
             name=f"{info['python_class']} {'×'.join([str(self.size)] * (3 if is_volume else 2))}",

@@ -19,6 +19,7 @@ from cohortium.data.scores import DECIMALS, Scores, metric_name
 from cohortium.errors import DataError, RunError
 from cohortium.storage.atomic import atomic_write
 from cohortium.storage.bounded_read import read_bounded
+from cohortium.storage.plain_json import decode_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -140,8 +141,8 @@ def read_scores(folder: Path) -> tuple[StoredScore, ...]:
     for path in sorted(folder.glob("*.json")):
         data = read_bounded(path, MAX_SCORES_BYTES, RunError, remedy="move it elsewhere")
         try:
-            found.append(msgspec.json.decode(data, type=StoredScore))
-        except (msgspec.MsgspecError, ValueError) as error:
+            found.append(decode_json(data, StoredScore))
+        except (RecursionError, ValueError) as error:
             raise RunError(f"{path} is damaged; move it elsewhere.") from error
     return tuple(sorted(found, key=lambda each: each.written, reverse=True))
 

@@ -20,8 +20,9 @@ from cohortium.grid.differences import (
     GroupDifferences,
     counted,
 )
-from cohortium.runs.dataset_info import read_result
-from cohortium.runs.result import predictions_of
+from cohortium.reporting.reading import read_result
+from cohortium.runs.result import RESULT, predictions_of
+from cohortium.study.stored_number import stored_number
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cohortium.data.groups import Grouping
+    from cohortium.reporting.stored import Summary
 
 DRAWS = 10_000
 """Draws of the bootstrap. The ends of a 95 % interval are then precise to about a fiftieth of its
@@ -124,6 +126,7 @@ def contrast(first: Path, second: Path) -> Comparison:
 
     Raises:
         RequestError: They share no seed, or were tested on different images.
+        StudyError, RecordError: A study or a result there is damaged.
     """
     one, other = _runs(first), _runs(second)
     seeds = tuple(sorted(one.keys() & other.keys()))
@@ -145,8 +148,8 @@ def contrast(first: Path, second: Path) -> Comparison:
     if majority_share is None:
         names = {"accuracy": "mean score", "balanced accuracy": "balanced mean score"}
         found = {names[metric]: ends for metric, ends in found.items()}
-    results = [read_result(folder) or {} for folder in folders]
-    counts = [int(result.get("rounds", 0)) for result in results]
+    results = [_result(folder) for folder in folders]
+    counts = [result.rounds for result in results]
     return Comparison(
         differences=tuple(
             Difference(
@@ -164,9 +167,9 @@ def contrast(first: Path, second: Path) -> Comparison:
         images=len(known.labels),
         majority_share=majority_share,
         accuracies=(float(firsts.mean()), float(seconds.mean())),
-        data=tuple(dict.fromkeys(str(r.get("data") or "unnamed data") for r in results)),
+        data=tuple(dict.fromkeys(r.data or "unnamed data" for r in results)),
         rounds=(min(counts), max(counts)),
-        is_personal=any(bool(result.get("is_personal")) for result in results),
+        is_personal=any(result.is_personal for result in results),
         groups=tuple(
             _by_group(grouping, firsts, seconds, seeds, next(iter(found))) for grouping in groupings
         ),
@@ -284,15 +287,15 @@ def _runs(folder: Path) -> dict[int, Path]:
     places = [folder, *sorted(folder.glob("seed-*"))] if folder.is_dir() else []
     found = {}
     for place in places:
-        if (place / "result.json").exists():
-            found[_seed(place)] = place
+        if (place / RESULT).exists():
+            found[stored_number(place / "study.toml", "seed", 1)] = place
     if not found:
         raise RequestError(f"{folder} holds no finished run; give a run's folder or a cell's.")
     return found
 
 
-def _seed(folder: Path) -> int:
-    from cohortium.study import toml
-
-    study = toml.read(folder / "study.toml", what="the study")
-    return int(study.get("federation", {}).get("seed", 1))
+def _result(folder: Path) -> Summary:
+    found = read_result(folder / RESULT)
+    if found is None:
+        raise RequestError(f"{folder} holds no finished run any more; compare again.")
+    return found

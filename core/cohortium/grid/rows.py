@@ -123,7 +123,8 @@ class Row:
             return own
         # A round's metrics are always about the validation images.
         if self.images != "test":
-            value: float | None = result["history"][-1].get(metric)
+            history = result.get("history") or [{}]
+            value: float | None = history[-1].get(metric)
             return value
         scores = result.get("scores") or {}
         named = scores if metric == "majority_share" else scores.get("metrics", {})
@@ -157,7 +158,7 @@ class Row:
         return tuple(
             GroupSummary(
                 value=value,
-                images=min(int(each["images"]) for each in rows),
+                images=min(each["images"] for each in rows),
                 score=Summary.of([each["score"] for each in rows]),
                 low=min(each["low"] for each in rows),
                 high=max(each["high"] for each in rows),
@@ -198,7 +199,7 @@ class Row:
     @property
     def rounds(self) -> tuple[int, int]:
         """Fewest and most rounds of its runs, which may differ in length."""
-        counts = [int(result["rounds"]) for result in self.results.values()]
+        counts: list[int] = [result["rounds"] for result in self.results.values()]
         return min(counts), max(counts)
 
     @property
@@ -225,7 +226,8 @@ class Row:
     @property
     def upload_bytes(self) -> int:
         """The most bytes that one site sent in a round."""
-        return max(int(r["max_upload_bytes"]) for r in self.results.values())
+        most: int = max(r["max_upload_bytes"] for r in self.results.values())
+        return most
 
     @property
     def guarantee(self) -> Mapping[str, Any] | None:

@@ -32,7 +32,7 @@ from cohortium.privacy.guarantee import Guarantee
 from cohortium.runs import dataset_info, result
 from cohortium.runs.personal_mark import PERSONAL
 from cohortium.runs.rehearsal_mark import refuse_rehearsal
-from cohortium.runs.saved_weights import read_weights
+from cohortium.runs.saved_weights import read_weights, rounds_of, score_of
 from cohortium.study import toml
 
 if TYPE_CHECKING:
@@ -145,11 +145,8 @@ class Classifier:
             ) from error
         if round == "last" and record is not None:
             _require_same(parameters.sha256(net), record, path)
-        try:
-            rounds = int(notes["rounds"])
-            chosen = float(notes["score"]) if round == "best" else None
-        except (KeyError, ValueError) as error:
-            raise DataError(f"{path} does not say after which round it was written.") from error
+        rounds = rounds_of(notes, path)
+        chosen = score_of(notes, path) if round == "best" else None
         if adaptation is not None and adaptation.weights_sha256 != parameters.sha256(net):
             raise DataError(f"the weights in {path} are not those of {PERSONAL}; adapt them again.")
         found = cls(

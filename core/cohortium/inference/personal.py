@@ -18,6 +18,7 @@ from cohortium.learning.candidates import STRICT, Candidate, Kind, Unchosen
 from cohortium.privacy.guarantee import Guarantee  # noqa: TC001 - decoded by its type
 from cohortium.runs.personal_mark import PERSONAL, is_personal
 from cohortium.storage.bounded_read import read_bounded
+from cohortium.storage.plain_json import decode_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -275,8 +276,8 @@ def read_adaptation(folder: Path) -> Adaptation | None:
         return None
     data = read_bounded(path, MAX_BYTES, DataError, remedy="adapt the model again")
     try:
-        found = msgspec.json.decode(data, type=Adaptation)
-    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        found = decode_json(data, Adaptation)
+    except (RecursionError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}); adapt the model again.") from error
     if found.format != FORMAT or not _is_consistent(found):
         raise DataError(f"{path} is of another form; adapt the model again with this version.")

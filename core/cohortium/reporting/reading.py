@@ -30,6 +30,7 @@ from cohortium.runs.rehearsal_mark import refuse_rehearsal
 from cohortium.runs.result import EVALUATION, OLDER, SITE_SCORES
 from cohortium.runs.signatures import SeenSignature, seen_signatures
 from cohortium.storage.bounded_read import read_if_present
+from cohortium.storage.plain_json import decode_json
 from cohortium.study import toml
 
 if TYPE_CHECKING:
@@ -237,9 +238,9 @@ def read_site_scores(path: Path) -> tuple[SiteScores, ...]:
     if data is None:
         return ()
     try:
-        return msgspec.json.decode(data, type=tuple[SiteScores, ...])
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise RecordError(f"{path} is damaged: {error}.") from error
+        return decode_json(data, tuple[SiteScores, ...])
+    except (RecursionError, ValueError) as error:
+        raise _damaged(str(path), error) from error
 
 
 def _state(result: Summary | None, happened: _Happened) -> State:
@@ -363,8 +364,8 @@ def _content(path: Path) -> bytes | None:
 
 def _decode(data: bytes, kind: type[T], *, where: str) -> T:
     try:
-        return msgspec.json.decode(data, type=kind, dec_hook=_path)
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
+        return decode_json(data, kind, _path)
+    except (RecursionError, ValueError) as error:
         raise _damaged(where, error) from error
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import attrs
-import msgspec
 from attrs import frozen
 
 from cohortium.catalog.construction import build_value
@@ -14,6 +13,7 @@ from cohortium.catalog.toml_tables import to_values
 from cohortium.data.examples import DataSpec
 from cohortium.errors import DataError, RequestError, StudyError
 from cohortium.storage.bounded_read import read_bounded
+from cohortium.storage.plain_json import decode_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,6 +114,6 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 def _decoded(path: Path, kind: type[_Read]) -> _Read:
     data = read_bounded(path, MAX_BYTES, DataError, remedy=_REMEDY)
     try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, RecursionError) as error:
+        return decode_json(data, kind)
+    except (RecursionError, ValueError) as error:
         raise DataError(f"{path} is damaged ({error}); {_REMEDY}.") from error

@@ -11,10 +11,10 @@ from cohortium.runs.prepare import prepare
 from cohortium.runs.rehearsal_mark import refuse_rehearsal
 from cohortium.runs.result import LAST, RESULT
 from cohortium.runs.run_directory import STUDY, RunDirectory, has_run
-from cohortium.runs.saved_weights import read_weights
+from cohortium.runs.saved_weights import read_weights, rounds_of
 from cohortium.runs.site_evaluations import EvaluatedWeights
-from cohortium.study import toml
 from cohortium.study.evaluation_study import evaluation_study
+from cohortium.study.stored_number import stored_number
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -106,8 +106,7 @@ def planned_releases(out: Path) -> int:
     """
     if not has_run(out):
         return 1
-    study = toml.read(out / STUDY, what="the study of the evaluation")
-    return int(study.get("federation", {}).get("rounds", 1))
+    return stored_number(out / STUDY, "rounds", 1)
 
 
 def final_weights(folder: Path) -> EvaluatedWeights:
@@ -122,4 +121,4 @@ def final_weights(folder: Path) -> EvaluatedWeights:
     if not (folder / RESULT).exists():
         raise RequestError(f"the run in {folder} is not finished, so it has no final weights.")
     tensors, notes = read_weights(folder / LAST)
-    return EvaluatedWeights(tensors, int(notes.get("rounds", 0)))
+    return EvaluatedWeights(tensors, rounds_of(notes, folder / LAST))

@@ -16,6 +16,7 @@ from cohortium.runs.run_directory import SEARCH
 from cohortium.runs.signer import name_signer
 from cohortium.storage.atomic import UNFINISHED, atomic_create, atomic_write
 from cohortium.storage.bounded_read import read_if_present
+from cohortium.storage.plain_json import decode_json
 from cohortium.tuning.plain import as_plain, with_infinity
 from cohortium.tuning.prices import TuningPlan
 from cohortium.tuning.scores import Choice
@@ -97,7 +98,7 @@ def _read(path: Path, kind: type[T]) -> T | None:
     if data is None:
         return None
     try:
-        return msgspec.convert(with_infinity(msgspec.json.decode(data)), kind)
+        return msgspec.convert(with_infinity(decode_json(data, object)), kind)
     except (msgspec.MsgspecError, RecursionError, ValueError) as error:
         reason = str(error).splitlines()[0].replace("`", "").rstrip(".")
         raise RecordError(f"{path} is damaged: {reason}.") from error

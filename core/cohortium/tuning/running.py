@@ -19,7 +19,7 @@ from cohortium.errors import (
 from cohortium.reporting.reading import read_result
 from cohortium.runs.result import BEST, EVALUATION
 from cohortium.runs.run_directory import CHECKPOINT, LEDGER, has_run, is_finished
-from cohortium.runs.saved_weights import read_weights
+from cohortium.runs.saved_weights import read_weights, score_of
 from cohortium.runs.signer import require_signer
 from cohortium.tuning import record
 from cohortium.tuning.planning import plan_tuning, search_digest
@@ -289,7 +289,7 @@ class _Search:
                 run=run,
                 candidate=name,
                 metric=metrics,
-                value=float(notes["score"]),
+                value=score_of(notes, folder / BEST),
                 rounds=rounds,
             )
         measured = read_result(folder / EVALUATION / "result.json")

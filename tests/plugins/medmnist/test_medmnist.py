@@ -7,7 +7,9 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from http.client import HTTPMessage
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.response import addinfourl
 
 import numpy as np
 import pytest
@@ -31,11 +33,33 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("USERPROFILE", str(home))
     monkeypatch.delenv("COHORTIUM_DATA", raising=False)
 
-    def unplugged(*_: object, **__: object) -> NoReturn:
+    def unplugged(*_: object) -> NoReturn:
         raise urllib.error.URLError("no network")
 
-    monkeypatch.setattr(urllib.request, "urlopen", unplugged)
+    monkeypatch.setattr(urllib.request.HTTPSHandler, "https_open", unplugged)
     return home
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, body: io.BytesIO, *redirections: str) -> None:
+    """Pretend that every https address has `body`, after `redirections` from the first."""
+    left = iter(redirections)
+
+    def opened(_: object, request: urllib.request.Request) -> addinfourl:
+        headers, target = HTTPMessage(), next(left, None)
+        if target is not None:
+            headers["Location"] = target
+        answer = addinfourl(
+            body if target is None else io.BytesIO(), headers, request.full_url,
+            200 if target is None else 302,
+        )  # fmt: skip
+        answer.msg = "as asked"  # type: ignore[attr-defined]
+        return answer
+
+    monkeypatch.setattr(urllib.request.HTTPSHandler, "https_open", opened)
+
+
+def no_network(*_: object) -> NoReturn:
+    pytest.fail("the network")
 
 
 def stand_in() -> bytes:
@@ -59,7 +83,7 @@ def remote(
     table = cohortium_medmnist._table()
     entry = dict(table["breastmnist"]) | {"MD5": hashlib.md5(body).hexdigest()}
     monkeypatch.setattr(cohortium_medmnist, "_table", lambda: {"breastmnist": entry})
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(body))
+    serve(monkeypatch, io.BytesIO(body))
     return body
 
 
@@ -139,7 +163,7 @@ def test_missing_file_without_network_error_names_remedy(home: Path, tmp_path: P
 
 @pytest.mark.usefixtures("remote")
 def test_download_disabled_fetches_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("the network"))
+    monkeypatch.setattr(urllib.request.HTTPSHandler, "https_open", no_network)
     with pytest.raises(DataError, match=r"breastmnist\.npz is not in .*, and download is false"):
         MedMNIST(flag="breastmnist", download=False).load()
     assert not (home / ".medmnist" / "breastmnist.npz").exists()
@@ -157,14 +181,14 @@ def test_a_download_is_kept_and_not_repeated(
     kept = home / ".medmnist" / "breastmnist.npz"
     assert kept.read_bytes() == remote
     assert list(kept.parent.iterdir()) == [kept]
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("the network"))
+    monkeypatch.setattr(urllib.request.HTTPSHandler, "https_open", no_network)
     assert len(MedMNIST(flag="breastmnist").load().train) == 6
 
 
 def test_folder_with_file_needs_no_network(
     remote: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("the network"))
+    monkeypatch.setattr(urllib.request.HTTPSHandler, "https_open", no_network)
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "breastmnist.npz").write_bytes(remote)
@@ -177,7 +201,7 @@ def test_a_damaged_download_leaves_nothing(
     remote: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut = io.BytesIO(remote[:-7])
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: cut)
+    serve(monkeypatch, cut)
     with pytest.raises(DataError, match="does not have its published MD5"):
         MedMNIST(flag="breastmnist", root=str(tmp_path / "new" / "root")).load()
     assert list((tmp_path / "new" / "root").iterdir()) == []
@@ -192,10 +216,60 @@ def test_a_connection_lost_half_way_leaves_nothing(
                 raise TimeoutError("timed out")
             return super().read(size and 100)
 
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: Lost(remote))
+    serve(monkeypatch, Lost(remote))
     with pytest.raises(DataError, match="downloading it failed: timed out"):
         MedMNIST(flag="breastmnist", root=str(tmp_path)).load()
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+OTHER = "https://elsewhere.example/file"
+
+
+@pytest.mark.parametrize(
+    ("redirections", "sentence"),
+    [
+        ([OTHER] * 4, "redirects more than 3 times"),
+        ([f"{OTHER}/{number}" for number in range(4)], "redirects more than 3 times"),
+        (["http://elsewhere.example/file"], "redirects to one that is not an https one"),
+        ([OTHER, "ftp://elsewhere.example/file"], "redirects to one that is not an https one"),
+        (["file:///etc/passwd"], "is not allowed"),
+    ],
+)
+def test_download_is_redirected_seldom_and_to_https_alone(
+    redirections: list[str],
+    sentence: str,
+    remote: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(urllib.request.HTTPHandler, "http_open", no_network)
+    monkeypatch.setattr(urllib.request.FTPHandler, "ftp_open", no_network)
+    root = tmp_path / "root"
+    serve(monkeypatch, io.BytesIO(remote), *redirections)
+    with pytest.raises(DataError, match=f"downloading it failed: .*{sentence}"):
+        MedMNIST(flag="breastmnist", root=str(root)).load()
+    assert not list(root.iterdir())
+    serve(monkeypatch, io.BytesIO(remote), *[f"{OTHER}/{number}" for number in range(3)])
+    assert len(MedMNIST(flag="breastmnist", root=str(root)).load().train) == 6
+
+
+def test_endless_download_is_broken_off(
+    remote: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Endless(io.BytesIO):
+        num_bytes = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            assert size is not None
+            self.num_bytes += size
+            return bytes(size)
+
+    endless = Endless(remote)
+    serve(monkeypatch, endless)
+    with pytest.raises(DataError, match=r"more than [\d,]+ bytes came, and the file cannot have"):
+        MedMNIST(flag="breastmnist", root=str(tmp_path / "root")).load()
+    assert not list((tmp_path / "root").iterdir())
+    assert endless.num_bytes < 4 << 20
 
 
 @pytest.mark.usefixtures("remote")

@@ -6,20 +6,35 @@ import csv
 import io
 import json
 import re
+import shutil
+import tomllib
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from cohortium import grid as grids
 from cohortium import reporting
-from cohortium.errors import CohortiumError, RecordError, RequestError, StoppedError, StudyError
+from cohortium.errors import (
+    CohortiumError,
+    DataError,
+    RecordError,
+    RequestError,
+    StoppedError,
+    StudyError,
+)
 from cohortium.grid.paired import bootstrap
-from cohortium.runs.result import predictions_of
+from cohortium.inference.classifier import Classifier
+from cohortium.runs.evaluate import final_weights
+from cohortium.runs.result import LAST, predictions_of
+from cohortium.runs.saved_weights import read_weights
 from tests.support.command_line import PARTS, cohortium
+from tests.support.federations import tiny_federation
 
 STUDY = "\n[federation]\nrounds = 1\nthreads = 1" + PARTS
 
@@ -229,6 +244,72 @@ def test_damaged_result_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     (folder / "result.json").write_bytes(content)
     with pytest.raises(CohortiumError, match=r"result\.json is damaged"):
         grids.rows(grid, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "one"
+    tiny_federation(rounds=1, sites=2).run(folder)
+    return folder
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("seed", ['"one"', "inf", "nan", "1e999", "-1", "1.5", "true"])
+def test_foreign_seed_in_a_record_is_one_sentence(run: Path, seed: str) -> None:
+    study = tomllib.loads((run / "study.toml").read_text())
+    study["federation"]["seed"] = tomllib.loads(f"seed = {seed}")["seed"]
+    (run / "study.toml").write_text(tomli_w.dumps(study))
+    with pytest.raises(
+        StudyError, match=r"study\.toml \[federation\]: seed must be a whole number"
+    ):
+        grids.compare(run, run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rounds": "many"}, {"rounds": None}, {"rounds": 1.5}, {"rounds": 10**400},
+        {"max_upload_bytes": 10**30}, {"history": [{"accuracy": 10**400}]}, {"data": 3},
+        {"history": [{"accuracy": "high"}]}, {"seconds": {"total": "long"}},
+    ],
+)  # fmt: skip
+def test_foreign_number_in_a_result_is_one_sentence(
+    run: Path, tmp_path: Path, change: dict[str, object]
+) -> None:
+    place = run / "result.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | change))
+    with pytest.raises(RecordError, match=r"result\.json is damaged"):
+        grids.compare(run, run)
+    with pytest.raises(RecordError, match=r"result\.json is damaged"):
+        reporting.write([run])
+    grid = grids.read(write(tmp_path, '[grid]\n"federation.sites" = [4]\n' + STUDY))
+    shutil.copytree(run, tmp_path / "out" / "sites=4" / "seed-1")
+    with pytest.raises(RecordError, match=r"result\.json is damaged"):
+        grids.rows(grid, tmp_path / "out")
+
+
+def test_result_without_rounds_has_no_validation_metric(run: Path, tmp_path: Path) -> None:
+    place = run / "result.json"
+    place.write_text(json.dumps(json.loads(place.read_text()) | {"history": []}))
+    text = '[grid]\nimages = "validation"\n"federation.sites" = [4]\n'
+    grid = grids.read(write(tmp_path, text + STUDY))
+    shutil.copytree(run, tmp_path / "out" / "sites=4" / "seed-1")
+    (row,) = grids.rows(grid, tmp_path / "out")
+    assert row.summary("accuracy") is None
+
+
+@pytest.mark.parametrize("notes", [{}, {"rounds": "one"}, {"rounds": "-1"}, {"rounds": "1" * 400}])
+def test_weights_with_foreign_notes_are_one_sentence(run: Path, notes: dict[str, str]) -> None:
+    tensors, _ = read_weights(run / LAST)
+    save_file(tensors, run / LAST, metadata=notes or None)
+    with pytest.raises(DataError, match="does not say after which round"):
+        Classifier.open(run)
+    with pytest.raises(DataError, match="does not say after which round"):
+        final_weights(run)
 
 
 FAILING = """
