@@ -213,7 +213,8 @@ class Federation(Study):
 
         Raises:
             RequestError: The run is not finished, or its evaluation is.
-            StudyError: The study has no evaluation, or one that contradicts it.
+            StudyError: The study has no evaluation, or one that contradicts it.  Or its model or
+                images are not those of the run.
             CohortiumError: The evaluation failed.
         """
         from cohortium.learning.evaluation import torch_threads
@@ -222,6 +223,7 @@ class Federation(Study):
             final_weights,
             planned_releases,
             prepare_evaluation,
+            require_same_model,
         )
         from cohortium.runs.result import EVALUATION
 
@@ -234,8 +236,10 @@ class Federation(Study):
             )
         folder = Path(run) / EVALUATION if out is None else Path(out)
         with torch_threads(self.threads):
+            prepared = prepare_evaluation(self, chosen, releases=planned_releases(folder))
+            require_same_model(Path(run), prepared)
             return evaluate(
-                prepare_evaluation(self, chosen, releases=planned_releases(folder)),
+                prepared,
                 evaluated,
                 out=folder,
                 observers=self._observers(observers, is_kept=True),

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 import pytest
+import torch
 from attrs import frozen
+from torch import nn
 
 from cohortium import Federation, parameters
 from cohortium.auditing.transcript import audit_secrets, audit_transcript
@@ -19,22 +21,27 @@ from cohortium.data.splits import Splits
 from cohortium.errors import DataError, RequestError, StoppedError, StudyError
 from cohortium.learning.evaluation import Evaluation
 from cohortium.ledger.ledger import Ledger
+from cohortium.plugin import Multiclass
 from cohortium.runs.evaluate import prepare_evaluation
 from cohortium.runs.evaluation_forecast import forecast_evaluation
 from cohortium.study.evaluation_study import evaluation_study
 from cohortium.study.measurement import EvaluationPlan, Measurement
+from cohortium_cnn import CNN
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
+from cohortium_module import Module
 from cohortium_natural import Natural
 from cohortium_none import NoPrivacy
 from cohortium_plain import Plain
 from cohortium_secagg import SecAgg
 from cohortium_skellam import Skellam
+from cohortium_standardized import Standardized
 from tests.support.federations import FaultyEngine, QuadrantImages, tiny_federation
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from cohortium.data.examples import DataSpec
     from cohortium.runs.result import Result
 
 EVALUATION = EvaluationPlan(by=("site",))
@@ -229,6 +236,78 @@ def test_a_model_of_another_run_can_be_evaluated(tmp_path: Path) -> None:
     first = study(evaluation=None).run(tmp_path / "first")
     other = study(seed=7, evaluation=None)
     result = other.evaluate(tmp_path / "first", EvaluationPlan(), out=tmp_path / "elsewhere")
+    assert result.weights_sha256 == first.weights_sha256
+
+
+class HalfFrozenNet(nn.Module):
+    """A frozen layer, drawn from the seed of the study, under a trained one."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(channels * 64, 5).requires_grad_(requires_grad=False)
+        self.head = nn.Linear(5, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.head(self.frozen(images.flatten(1)))
+        return outputs
+
+
+FROZEN = f"{__name__}:HalfFrozenNet"
+
+
+@frozen
+class PlainModel:
+    """A model that no plugin offers, so that a study file cannot name it."""
+
+    def preprocess(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+    def build(self, spec: DataSpec, seed: int) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return HalfFrozenNet(spec.channels, len(spec.classes))
+
+
+@frozen
+class OtherOrder:
+    """The same images, with the classes in another order."""
+
+    def load(self) -> Splits:
+        return attrs.evolve(QuadrantImages().load(), task=Multiclass(("b", "a", "c", "d")))
+
+
+@pytest.mark.parametrize(
+    ("trained", "more", "words"),
+    [
+        ({}, {"dataset": OtherOrder()}, "their classes are b, a, c, d, not a, b, c, d"),
+        (
+            {"model": Standardized(mean=(0.5,), deviation=(0.2,), model=CNN())},
+            {"model": Standardized(mean=(0.1,), deviation=(0.2,), model=CNN())},
+            r"model.mean is \[0.1\] in the study and \[0.5\] in the run",
+        ),
+        ({}, {"model": CNN(width=4)}, "model.width is 4 in the study and 16 in the run"),
+        (
+            {"model": Module(module=FROZEN)},
+            {"model": Module(module=FROZEN), "seed": 7},
+            "another frozen parameter frozen.weight .*; give .federation. the seed of the run",
+        ),
+    ],
+    ids=["classes", "preparation", "network", "seed"],
+)
+def test_weights_are_evaluated_by_their_own_model(
+    trained: Any, more: Any, words: str, tmp_path: Path
+) -> None:
+    study(evaluation=None, **trained).run(tmp_path / "first")
+    other = study(evaluation=None, **{**trained, **more})
+    with pytest.raises(StudyError, match=words):
+        other.evaluate(tmp_path / "first", EvaluationPlan(), out=tmp_path / "elsewhere")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_weights_of_a_class_without_plugin_are_evaluated(tmp_path: Path) -> None:
+    federation = study(model=PlainModel(), evaluation=None)
+    first = federation.run(tmp_path / "first")
+    result = federation.evaluate(tmp_path / "first", EvaluationPlan(), out=tmp_path / "scores")
     assert result.weights_sha256 == first.weights_sha256
 
 

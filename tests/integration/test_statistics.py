@@ -120,3 +120,12 @@ def test_the_command_prints_tables_that_a_study_can_use(tmp_path: Path) -> None:
     epsilon = float(next(line.split()[-1] for line in planned.splitlines() if "whole run" in line))
     assert 4.0 < epsilon < 6.0
     assert np.isfinite(tables["prior"]["noise_multiplier"])
+
+
+@pytest.mark.parametrize(
+    ("privatizer", "words"),
+    [("none", "no such parameter"), (Gaussian(unit="site"), "hides whole sites")],
+)
+def test_statistics_name_the_way_to_another_privatizer(privatizer: Any, words: str) -> None:
+    with pytest.raises(StudyError, match=f"the statistics: .*{words}; .*--set privatizer.name"):
+        statistics_study(tiny_federation(privatizer=privatizer), 2.0, 1e-5)

@@ -152,6 +152,28 @@ class DataSpec:
         same = ("shape", "pixel_type", "intensity_range", "task")
         return all(getattr(self, name) == getattr(other, name) for name in same)
 
+    def difference(self, other: DataSpec) -> str:
+        """Return the first difference between two kinds of images, in words.
+
+        Args:
+            other: A description for which `describes` is false.
+        """
+        if other.classes != self.classes:
+            unknown = [name for name in other.classes if name not in self.classes]
+            if unknown:
+                return f"the label {unknown[0]!r} is none of {', '.join(self.classes)}"
+            return f"their classes are {', '.join(other.classes)}, not {', '.join(self.classes)}"
+        if type(other.task) is not type(self.task):
+            return f"their task is {type(other.task).__name__}, not {type(self.task).__name__}"
+        if other.task != self.task:
+            return f"their task is {other.task}, not {self.task}"
+        if other.shape != self.shape or other.pixel_type != self.pixel_type:
+            return (
+                f"they are {other.pixel_type} of shape {other.shape}, not {self.pixel_type} of "
+                f"shape {self.shape}"
+            )
+        return f"their intensities are {other.intensity_range}, not {self.intensity_range}"
+
     def group_codes(self, examples: Examples, groups: tuple[GroupColumn, ...]) -> Examples:
         """Return `examples` with the columns of groups that are declared here, in their order.
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from cohortium.data.examples import DataSpec, Examples
+    from cohortium.data.examples import Examples
     from cohortium.data.splits import Splits
     from cohortium.inference.classifier import Classifier
     from cohortium.learning.fine_tuning import FineTuning
@@ -92,7 +92,7 @@ def require_same_kind(classifier: Classifier, splits: Splits) -> None:
     wanted, found = classifier.spec, splits.spec
     if wanted.describes(found):
         return
-    raise DataError(f"the hospital's images do not fit the model: {_difference(wanted, found)}.")
+    raise DataError(f"the hospital's images do not fit the model: {wanted.difference(found)}.")
 
 
 def training_alone(classifier: Classifier, run: Run) -> AloneTraining:
@@ -242,20 +242,3 @@ def _files(classifier: Classifier, net: nn.Module, adaptation: Adaptation) -> di
         LAST: save(tensors, metadata={"rounds": str(classifier.rounds)}),
         RESULT: json.dumps(result, indent=2, ensure_ascii=False).encode() + b"\n",
     }
-
-
-def _difference(wanted: DataSpec, found: DataSpec) -> str:
-    """Return the first difference between two kinds of images, in words."""
-    if found.classes != wanted.classes:
-        unknown = [name for name in found.classes if name not in wanted.classes]
-        if unknown:
-            return f"the label {unknown[0]!r} is none of {', '.join(wanted.classes)}"
-        return f"their classes are {', '.join(found.classes)}, not {', '.join(wanted.classes)}"
-    if found.task != wanted.task:
-        return f"their task is {type(found.task).__name__}, not {type(wanted.task).__name__}"
-    if found.shape != wanted.shape or found.pixel_type != wanted.pixel_type:
-        return (
-            f"they are {found.pixel_type} of shape {found.shape}, not {wanted.pixel_type} of shape "
-            f"{wanted.shape}"
-        )
-    return f"their intensities are {found.intensity_range}, not {wanted.intensity_range}"

@@ -14,7 +14,13 @@ import numpy as np
 from attrs import frozen
 
 from cohortium import parameters
-from cohortium.errors import MessageError, RefusalCode, RunError, TooFewSitesError
+from cohortium.errors import (
+    MessageError,
+    RefusalCode,
+    RunError,
+    StudyError,
+    TooFewSitesError,
+)
 from cohortium.messages import codec
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.roles.events import SiteFailed
@@ -187,8 +193,19 @@ class Coordinator:
         """Begin with `weights` in place of the initial ones.
 
         Raises:
+            StudyError: Frozen parameters differ from those that the sites build.
             RunError: They are of another network.
         """
+        import torch
+
+        # Each site builds frozen parameters itself and never receives them.
+        for name, piece in self.net.named_parameters():
+            given = None if piece.requires_grad else weights.get(name)
+            if given is not None and not torch.equal(given, piece.detach().cpu()):
+                raise StudyError(
+                    f"the weights have another frozen parameter {name} than the network that the "
+                    "study makes; give [federation] the seed of the run that trained them."
+                )
         try:
             parameters.load_state_dict(self.net, weights)
         except ValueError as error:

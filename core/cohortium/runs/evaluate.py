@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from typing import TYPE_CHECKING, Any
 
-from cohortium.errors import RequestError
+from cohortium.catalog import construction
+from cohortium.catalog.discovery import discover
+from cohortium.catalog.toml_tables import to_table
+from cohortium.errors import PluginError, RequestError, StudyError
+from cohortium.runs.dataset_info import read_dataset_info
 from cohortium.runs.launch import resume, start
 from cohortium.runs.personal_mark import refuse_personal
 from cohortium.runs.prepare import prepare
@@ -13,11 +18,12 @@ from cohortium.runs.result import LAST, RESULT
 from cohortium.runs.run_directory import STUDY, RunDirectory, has_run
 from cohortium.runs.saved_weights import read_weights, rounds_of
 from cohortium.runs.site_evaluations import EvaluatedWeights
+from cohortium.study import toml
 from cohortium.study.evaluation_study import evaluation_study
 from cohortium.study.stored_number import stored_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from cohortium.crypto.signing import SigningKey
@@ -122,3 +128,52 @@ def final_weights(folder: Path) -> EvaluatedWeights:
         raise RequestError(f"the run in {folder} is not finished, so it has no final weights.")
     tensors, notes = read_weights(folder / LAST)
     return EvaluatedWeights(tensors, rounds_of(notes, folder / LAST))
+
+
+def require_same_model(folder: Path, prepared: PreparedStudy) -> None:
+    """Refuse an evaluation by another model, or on other images, than those of a run.
+
+    Weights of equal shapes fit another order of the classes, and another preparation of the images.
+    Their scores would then be wrong.
+
+    Args:
+        folder: Folder of the run.
+        prepared: The prepared evaluation.
+
+    Raises:
+        StudyError: The sites' images or the study's model differ from those of the run.
+        DataError: A file of the run is damaged.
+        PluginError: The plugin of the run's task cannot be used.
+    """
+    wanted, found = read_dataset_info(folder).spec, prepared.run_config.spec
+    if not wanted.describes(found):
+        raise StudyError(
+            f"the sites' images do not fit the model of {folder}: {wanted.difference(found)}."
+        )
+    path, catalog = folder / STUDY, discover()
+    theirs = toml.read(path, what="the study").get("model", {})
+    # An older version may have written it, without the parameters that are new since.
+    # A class that no plugin offers cannot be built.
+    with contextlib.suppress(PluginError, StudyError):
+        trained = construction.build_part(catalog, "model", theirs, where=str(path))
+        theirs = to_table(catalog, "model", trained)
+    ours = dict(_parameters(to_table(catalog, "model", prepared.federation.model)))
+    theirs = dict(_parameters(theirs))
+    for key in dict.fromkeys([*theirs, *ours]):
+        if ours.get(key) != theirs.get(key):
+            here, there = (table.get(key, "not set") for table in (ours, theirs))
+            raise StudyError(
+                f"model.{key} is {here} in the study and {there} in the run of {folder}; evaluate "
+                "its weights with its own model."
+            )
+
+
+def _parameters(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the parameters of a model by key, without the places of its files."""
+    for key, value in table.items():
+        if key == "folder" or f"{key}_sha256" in table:
+            continue
+        if isinstance(value, dict):
+            yield from _parameters(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -122,7 +122,10 @@ class PreparedStudy:
         """Public facts about the data, which a deployment's study declares."""
         declared = self.federation.data
         if declared is None:
-            return DatasetInfo.of(self.splits)
+            # Without the images that the sites hold out of the training.
+            found, trained = DatasetInfo.of(self.splits), self.run_config.spec
+            spec = attrs.evolve(found.spec, examples=trained.examples, patients=trained.patients)
+            return attrs.evolve(found, spec=spec)
         validation, test = (0 if p is None else len(p) for p in (self.validation, self.test))
         return DatasetInfo(
             name="the hospitals' own" if self.loaded_splits is None else self.loaded_splits.name,

@@ -64,7 +64,13 @@ def statistics_study(study: S, epsilon: float | None, delta: float | None) -> S:
         prior=None,
         search=None,
         measurement=Measurement(of="images", data="train"),
-        privatizer=measuring_privatizer(study.privatizer, epsilon, delta),
+        privatizer=measuring_privatizer(
+            study.privatizer,
+            epsilon,
+            delta,
+            what="the statistics",
+            place="with --set, such as --set privatizer.name=gaussian",
+        ),
         rounds=1,
         cohort_size=0,
         observers=(),
@@ -96,9 +102,21 @@ def _test_data(study: Study, evaluation: EvaluationPlan) -> DataSpec | None:
 
 
 def measuring_privatizer(
-    privatizer: Privatizer, epsilon: float | None, delta: float | None
+    privatizer: Privatizer,
+    epsilon: float | None,
+    delta: float | None,
+    *,
+    what: str = "the evaluation",
+    place: str = "under [evaluation.privatizer]",
 ) -> Privatizer:
     """Return `privatizer` for rows of norm 1, with another ε and δ where they are given.
+
+    Args:
+        privatizer: The study's.
+        epsilon: ε of the release.  None takes that of `privatizer`.
+        delta: δ of the release.  None takes that of `privatizer`.
+        what: The release, in the words of an error.
+        place: Where to name another privatizer, in the words of an error.
 
     Raises:
         StudyError: The privatizer has no such parameter, refuses a value, or hides whole sites.
@@ -110,13 +128,13 @@ def measuring_privatizer(
     odd = sorted(changes.keys() - names)
     if odd:
         raise StudyError(
-            f"the evaluation has {odd[0]} = {changes[odd[0]]:g}, and its privatizer has no such "
-            "parameter; leave it out, or name another under [evaluation.privatizer]."
+            f"{what}: {odd[0]} = {changes[odd[0]]:g} is given, and the privatizer has no such "
+            f"parameter; name one that has it {place}."
         )
     if getattr(privatizer, "unit", None) == "site":
         raise StudyError(
-            "the evaluation sums single examples, and its privatizer hides whole sites; name one "
-            "with unit 'example' or 'patient' under [evaluation.privatizer]."
+            f"{what}: single examples are summed, and the privatizer hides whole sites; name one "
+            f"with unit 'example' or 'patient' {place}."
         )
     if "clip_norm" in names:
         changes["clip_norm"] = 1.0
@@ -128,5 +146,5 @@ def measuring_privatizer(
     except (TypeError, ValueError) as error:
         # attrs begins with the rejected parameter, in quotes.
         told = str(error.args[0] if error.args else error)
-        raise StudyError(f"the evaluation: {told.rstrip('.')}.") from error
+        raise StudyError(f"{what}: {told.rstrip('.')}.") from error
     return found

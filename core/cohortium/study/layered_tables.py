@@ -194,11 +194,16 @@ def require_tables(changes: Mapping[str, Any], *, where: str) -> None:
     """Refuse tables that no study has.
 
     Raises:
-        RequestError: The tables describe a grid.
+        RequestError: The tables describe a grid, or an override changes a grid or a search.
         StudyError: No such table exists, its value is not a table, or it is nested too deeply.
     """
     toml.limit_nesting(changes, where=where)
     for table, values in changes.items():
+        if where.startswith("--set ") and table in {"grid", "tune"}:
+            raise RequestError(
+                f"{where}: no option changes [{table}], because it describes several studies; "
+                "change it in the file."
+            )
         if table == "grid":
             raise RequestError(
                 f"{where} is a grid of studies: only `cohortium run` and `cohortium plan` take it."

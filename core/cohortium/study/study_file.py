@@ -249,7 +249,7 @@ def parse_override(setting: str) -> dict[str, Any]:
     """Return the change of an override `table.key=value`.
 
     Raises:
-        RequestError: The override does not have that form.
+        RequestError: The override does not have that form, or its list or table is no TOML.
     """
     path, equals, text = setting.partition("=")
     table, dot, key = path.strip().partition(".")
@@ -259,6 +259,11 @@ def parse_override(setting: str) -> dict[str, Any]:
         raise RequestError(f"--set {_cut(setting)}: write it as table.key=value, as in {meant}.")
     require_text(setting, where="--set")
     value = toml.parse(text)
+    if isinstance(value, str) and value[:1] + value[-1:] in {"[]", "{}"} and value == text.strip():
+        raise RequestError(
+            f"--set {_cut(setting)}: {_cut(text)} is no TOML value; put the whole option in single "
+            f'quotes, so that the shell leaves its own, as in --set \'{_cut(path)}=["a", "b"]\'.'
+        )
     for part in reversed(key.split(".")):
         value = {part: value}
     return {table: value}

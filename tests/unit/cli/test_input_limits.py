@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -166,6 +167,20 @@ def test_override_of_part_as_value_is_explained(capsys: pytest.CaptureFixture[st
     assert told == (
         "cohortium: --set model=cnn: write it as table.key=value, as in model.name=cnn.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("dataset.groups=[sex]", "single quotes, .* as in --set 'dataset.groups=."),
+        ("tune.score=sites", r"no option changes \[tune\], .*; change it in the file"),
+        ("grid.seeds=[1]", r"no option changes \[grid\], .*; change it in the file"),
+    ],
+)
+def test_override_that_reaches_no_study_is_explained(
+    change: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert re.search(words, _refused(["run", "--set", change], capsys))
 
 
 def test_keys_ignored_after_plugin_change_are_reported(tmp_path: Path) -> None:

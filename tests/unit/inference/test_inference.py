@@ -381,6 +381,15 @@ def test_a_card_states_the_whole_guarantee(folder: Path) -> None:
         card.model_card(Classifier.open(folder), card.Exported({}, None))
 
 
+def test_a_card_counts_no_images_that_sites_held_out(tmp_path: Path) -> None:
+    federation = tiny_federation(rounds=1, holdout_fraction=0.25)
+    trained = len(np.concatenate(federation.prepare().partition))
+    federation.run(tmp_path / "run")
+    text = card.model_card(Classifier.open(tmp_path / "run"), card.Exported({}, None))
+    assert trained < 240
+    assert f"squares: {trained} training images (as declared)" in text
+
+
 def test_incomplete_run_refuses_predict_and_export(folder: Path) -> None:
     (folder / "result.json").unlink()
     classifier = Classifier.open(folder)

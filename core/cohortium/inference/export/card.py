@@ -235,7 +235,7 @@ LIMITS = """\
 - Not a medical device. Nobody has tried it on patients.
 - Images from another scanner, stain, hospital or population may be called anything, with any \
 confidence; the probabilities have not been calibrated.
-- Every image is called one of the classes above, regardless of its content.
+- Predictions are of the classes above alone, regardless of an image's content.
 - {choice}
 - The guarantee is about the training. It does not make the predictions private, nor does it say \
 that the model treats groups of people alike."""
