@@ -18,7 +18,14 @@ import torch
 from attrs import evolve, frozen
 
 from cohortium import Federation
-from cohortium.errors import CohortiumError, RequestError, RunError, StoppedError, StudyError
+from cohortium.errors import (
+    CohortiumError,
+    RefusalError,
+    RequestError,
+    RunError,
+    StoppedError,
+    StudyError,
+)
 from cohortium.ledger.ledger import Ledger
 from cohortium.plugin import (
     DataSpec,
@@ -533,6 +540,8 @@ def test_trainer_state_is_kept_per_run(tmp_path: Path) -> None:
     assert torch.equal(found.state_for(3)["x"], torch.ones(2))
     assert torch.equal(found.state_for(4)["x"], torch.zeros(2))
     assert stranger.read().state_for(4) == {}
+    with pytest.raises(RefusalError, match="took part in that run with another study"):
+        TrainerStateFile(path, b"a" * 16, study="e1").read()
 
 
 def test_trainer_state_is_not_aliased_to_network() -> None:

@@ -264,6 +264,7 @@ class SiteConfig:
         *,
         use: Use = "train",
         fingerprint: bytes | None = None,
+        study: str = "",
     ) -> Site:
         """Take part in a run, with `examples` or the site's data set.
 
@@ -273,9 +274,11 @@ class SiteConfig:
             examples: Images of the run. None loads the training images.
             use: Use of the images, which decides the charged account.
             fingerprint: SHA-256 of all data of that account. None takes that of the images.
+            study: Digest of the run's study.
 
         Raises:
-            RefusalError: The run is below a floor, or does not fit the budget. Nothing is spent.
+            RefusalError: The run is below a floor, or does not fit the budget. Or the site has
+                trainer state of another study with this session. Nothing is spent.
             CohortiumError: The site's own files are unusable.
         """
         return Site(
@@ -289,7 +292,7 @@ class SiteConfig:
             account=self.account_of(use),
             fingerprint=fingerprint,
             declared=self.declared(use),
-            store=TrainerStateFile(self.state_file(run_config.session), run_config.session),
+            store=TrainerStateFile(self.state_file(run_config.session), run_config.session, study),
             features=self.feature_folder,
         )
 

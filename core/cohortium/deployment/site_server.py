@@ -97,7 +97,9 @@ class SiteServer:
         identify reply is one, too, or is counted by the next.
 
         A run has one setting. A second invitation with its session gets the first one's answer if
-        its bytes are equal. Otherwise it is refused.
+        its bytes are equal. Otherwise it is refused. Of the older runs that `MAX_STORED_RUNS`
+        removes, the site keeps charges, journal and trainer state. A later study with the session
+        of one neither repeats an attempt nor begins with that state.
 
         An answer to a request is durable before it is sent. The same request again gets the same
         bytes, also after a restart. Every other request of an interrupted attempt is refused, by
@@ -244,6 +246,8 @@ class SiteServer:
         active_run = self._join(invitation, participation)
         if known is None:
             self._participations.add(participation, broadcast, keep=self._active_runs.sessions)
+        # Only now: a run without its invitation on disk would accept any other one.
+        self._active_runs.add(active_run)
         _LOG.info("takes part in the run %s", invitation.session.hex()[:8])
         return active_run.acceptance
 
@@ -292,7 +296,9 @@ class SiteServer:
         if known is None:
             raise RefusalError(RefusalCode.SESSION, "this site has not been invited to the run.")
         _LOG.info("takes part again in the run %s", session.hex()[:8])
-        return self._join(codec.decode(known, Invitation), participation)
+        active_run = self._join(codec.decode(known, Invitation), participation)
+        self._active_runs.add(active_run)
+        return active_run
 
     def _join(self, invitation: Invitation, participation: Participation) -> ActiveRun:
         """Create the site of a run that meets all its demands.
@@ -326,6 +332,7 @@ class SiteServer:
                 with_groups(images.of(use), spec, federation.measurement),
                 use=use,
                 fingerprint=images.fingerprint(use),
+                study=invited.digest,
             )
         for warning in site.warnings:
             _LOG.warning("%s", sanitize(warning))
@@ -347,7 +354,6 @@ class SiteServer:
             images_sha256=images.of(use).train.fingerprint.hex(),
         )
         self._trail.accepted(invitation.session, invited.digest, use)
-        self._active_runs.add(active_run)
         return active_run
 
     def _require_approval(

@@ -44,7 +44,7 @@ def own_network(trainer: Trainer, net: nn.Module, path: Path) -> nn.Module:
         raise RequestError(f"{path} is no file; give the file of the site's state.")
     if path.stat().st_size > MAX_STATE_BYTES:
         raise DataError(f"{path} is larger than {MAX_STATE_BYTES:,} bytes, more than a state has.")
-    _, kept = read_trainer_state(path)
+    _, _, kept = read_trainer_state(path)
     state = reading_own(kept.at_round_end)
     for tensor in state.values():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

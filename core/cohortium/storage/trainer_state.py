@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import field, frozen
 
-from cohortium.errors import RunError
+from cohortium.errors import RefusalCode, RefusalError, RunError
 from cohortium.storage import tensor_tree
 from cohortium.storage.atomic import atomic_write, require_room
 
@@ -74,8 +74,13 @@ class TrainerStateStore(Protocol):
         ...
 
 
-def encode_trainer_state(session: bytes, kept: TrainerState) -> bytes:
+def encode_trainer_state(session: bytes, kept: TrainerState, study: str = "") -> bytes:
     """Return the content of a run's file that stores `kept`.
+
+    Args:
+        session: Session of the run.
+        kept: The state.
+        study: Digest of the run's study, or "".
 
     Raises:
         RunError: The state has a value that is not a tensor.
@@ -84,6 +89,7 @@ def encode_trainer_state(session: bytes, kept: TrainerState) -> bytes:
         {
             "format": FORMAT,
             "session": session.hex(),
+            "study": study,
             "round": kept.round,
             "before": dict(kept.at_round_start),
             "after": dict(kept.at_round_end),
@@ -91,8 +97,8 @@ def encode_trainer_state(session: bytes, kept: TrainerState) -> bytes:
     )
 
 
-def read_trainer_state(path: Path) -> tuple[str, TrainerState]:
-    """Return the session of a file's run, and the state in it.
+def read_trainer_state(path: Path) -> tuple[str, str, TrainerState]:
+    """Return the session and the study of a file's run, and the state in it.
 
     Guarantees:
         Nothing in the file is executed.
@@ -105,13 +111,16 @@ def read_trainer_state(path: Path) -> tuple[str, TrainerState]:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RunError(f"{path} is no site's state of format {FORMAT}.")
     session: Any
+    study: Any
     round_: Any
     session, round_ = content.get("session"), content.get("round")
+    study = content.get("study", "")
     before, after = content.get("before"), content.get("after")
-    is_typed = isinstance(session, str) and isinstance(round_, int)
+    is_typed = isinstance(session, str) and isinstance(study, str) and isinstance(round_, int)
     if not (is_typed and _is_state(before) and _is_state(after)):
         raise RunError(f"{path} is no site's state: its entries are of other types.")
-    return session, TrainerState(round=round_, at_round_start=before, at_round_end=after)
+    kept = TrainerState(round=round_, at_round_start=before, at_round_end=after)
+    return session, study, kept
 
 
 def _is_state(part: object) -> TypeGuard[dict[str, Tensor]]:
@@ -129,27 +138,38 @@ class TrainerStateFile:
     Guarantees:
         `write` returns when the file survives a power cut.
         Until then, the previous file is unchanged.
-        State of another run is not taken for this run's.
+        State of another run is not taken for this run's. Nor is it that of another study whose
+        coordinator gives it the session of an earlier run. Such state may be private in another
+        way than the study's guarantee assumes.
 
     Attributes:
         path: The file, of mode 0600. Its folder is created when it is needed.
         session: Session of the run.
+        study: Digest of its study, or "" in a simulation.
     """
 
     path: Path
     session: bytes
+    study: str = ""
 
     def read(self) -> TrainerState:
         """Return this run's last stored state, which is empty at first.
 
         Raises:
             RunError: The file is damaged, or has another format.
+            RefusalError: The state is of another study with the same session.
         """
         try:
-            session, kept = read_trainer_state(self.path)
+            session, study, kept = read_trainer_state(self.path)
         except FileNotFoundError:
             return TrainerState()
-        return kept if session == self.session.hex() else TrainerState()
+        if session != self.session.hex():
+            return TrainerState()
+        if study != self.study:
+            raise RefusalError(
+                RefusalCode.SESSION, "this site took part in that run with another study."
+            )
+        return kept
 
     def write(self, kept: TrainerState) -> None:
         """Store `kept`, in place of the previous state.
@@ -158,7 +178,7 @@ class TrainerStateFile:
             OSError: The state cannot be written. The previous one is unchanged.
             RunError: The state has a value that is not a tensor.
         """
-        data = encode_trainer_state(self.session, kept)
+        data = encode_trainer_state(self.session, kept, self.study)
         self.path.parent.mkdir(exist_ok=True)
         atomic_write(self.path, data)
 

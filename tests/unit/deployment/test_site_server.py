@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -717,6 +718,36 @@ def test_unwritable_trainer_state_is_found_before_charge(
     assert code == "site-error"
     assert "the folder of states does not take them: File exists" in caplog.messages[0]
     assert (site.folder / "states").read_text() == "mine"
+
+
+def test_invitation_that_is_not_stored_binds_no_session(
+    site: RehearsedSite, invitation: Invitation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("cohortium.deployment.participation.atomic_write", filled)
+        assert sentence(site, invitation)[0] == "disk"
+    other = toml.loads(changed(invitation, federation={"rounds": 1}).study, where="test")
+    message = evolved(invitation, tomli_w.dumps(other))
+    assert isinstance(site.send(message), Acceptance)
+    assert sentence(site, invitation)[0] == "session"
+
+
+def test_trainer_state_of_another_study_is_not_used(
+    site: RehearsedSite, invitation: Invitation
+) -> None:
+    """A state that noise on updates protects would leave under noise on gradients alone."""
+    shared = toml.loads(invitation.study, where="test") | {"trainer": {"name": "feddyn"}}
+    weak = shared | {"privatizer": {**shared["privatizer"], "unit": "site", "epsilon": 0.5}}
+    shared |= {"privatizer": {**shared["privatizer"], "epsilon": 3.0}}
+    first = evolved(invitation, tomli_w.dumps(weak))
+    request, _ = begun(site, first)
+    assert (site.folder / "states" / f"{first.session.hex()}.safetensors").is_file()
+    shutil.rmtree(site.folder / "runs" / first.session.hex())  # as later runs do
+    site.restart()
+    code, reason = sentence(site, evolved(first, tomli_w.dumps(shared)))
+    assert (code, reason) == ("session", "this site took part in that run with another study.")
+    assert isinstance(site.send(first), Acceptance)
+    assert isinstance(decode(site.server.answer(request, b""), Refusal), Refusal)
 
 
 # --- The coordinator's side ----------------------------------------------------------------------

@@ -643,7 +643,7 @@ def test_hostile_states_are_refused_in_one_sentence(
     assert folder is not None
     from cohortium.storage.trainer_state import read_trainer_state
 
-    _, kept = read_trainer_state(state_of(personal_run))
+    _, _, kept = read_trainer_state(state_of(personal_run))
     (name, *_), after = kept.at_round_end, kept.at_round_end
 
     def written(state: dict[str, Any], label: str) -> Path:
