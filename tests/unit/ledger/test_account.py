@@ -293,7 +293,7 @@ def test_missing_ledger_is_refused_not_recreated(tmp_path: Path) -> None:
     account = Account(
         Ledger(tmp_path / "gone.sqlite"), "ours", Budget(epsilon=1.0, delta=1e-5, scope=EVERYONE)
     )
-    tries: list[Callable[[], None]] = [
+    tries: list[Callable[[], object]] = [
         lambda: account.check_run(RUN, Counter({cost(): 1})),
         lambda: account.charge(RUN, 0, 0, cost()),
     ]
