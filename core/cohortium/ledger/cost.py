@@ -97,6 +97,11 @@ class PlannedAttempts:
 
     rounds: tuple[AttemptCost, ...]
     retries: int
+    _by_cost: Counter[AttemptCost] = field(init=False, eq=False, repr=False)
+
+    @_by_cost.default
+    def _counted(self) -> Counter[AttemptCost]:
+        return Counter(self.rounds)
 
     @classmethod
     def of(cls, plan: PrivacyPlan, rounds: int, retries: int) -> PlannedAttempts:
@@ -110,7 +115,7 @@ class PlannedAttempts:
         at the costliest round. So covered attempts cost no more than the planned ones. Their number
         alone shows that only where all rounds cost the same.
         """
-        return (made - Counter(self.rounds)).total() <= self.retries
+        return (made - self._by_cost).total() <= self.retries
 
     def reachable_rounds(self, made: Sequence[int], completed: int) -> int:
         """Return the number of rounds that a run can complete with the attempts that are left.
@@ -119,7 +124,7 @@ class PlannedAttempts:
             made: The round of each attempt so far, none after round `completed`.
             completed: Number of completed rounds.
         """
-        left, retries = Counter(self.rounds), self.retries
+        left, retries = self._by_cost.copy(), self.retries
         for number in chain(made, range(completed, len(self.rounds))):
             cost = self.rounds[number]
             if left[cost]:

@@ -50,7 +50,7 @@ class RoundRunner:
         exchange: The engine's session, which carries messages.
         deadline: Seconds that a site has for each reply, or None.
         target_rounds: Number of rounds to complete.
-        made: The round of each attempt so far.
+        attempt_rounds: The round of each attempt so far.
         start_attempt: Called with the round and the attempt before it begins. It may raise to stop
             the attempt.
         notify: Called with each event for the observers.
@@ -61,14 +61,14 @@ class RoundRunner:
     exchange: EngineSession
     deadline: float | None
     target_rounds: int
-    made: list[int]
+    attempt_rounds: list[int]
     start_attempt: Callable[[int, int], None]
     notify: Callable[[Event], None]
 
     @property
     def attempt(self) -> int:
         """Number of the next attempt."""
-        return len(self.made)
+        return len(self.attempt_rounds)
 
     def run_round(self, number: int) -> RoundResult:
         """Run round `number`, counted from 0.
@@ -81,7 +81,7 @@ class RoundRunner:
             self.start_attempt(number, self.attempt)
             sites = select_cohort(self.run_config, number, self.attempt)
             self.coordinator.begin_attempt(number, self.attempt, sites)
-            self.made.append(number)
+            self.attempt_rounds.append(number)
             stages = self._run_stages(number)
             seconds += sum(stage.seconds for stage in stages)
             try:
@@ -89,7 +89,7 @@ class RoundRunner:
             except TooFewSitesError as error:
                 self._tell_failures(number, str(error), stages)
                 planned = self.run_config.planned_attempts()
-                if planned.reachable_rounds(self.made, number) < self.target_rounds:
+                if planned.reachable_rounds(self.attempt_rounds, number) < self.target_rounds:
                     raise RunError(f"round {number + 1} failed: {error}") from error
                 continue
             for failure in outcome.failures:

@@ -122,7 +122,7 @@ class RunDriver:
             exchange=self.exchange,
             deadline=self.prepared.federation.reply_timeout or None,
             target_rounds=run_state.target_rounds,
-            made=run_state.attempt_rounds(),
+            attempt_rounds=run_state.attempt_rounds(),
             start_attempt=self._begin,
             notify=self.notify,
         )
