@@ -4,6 +4,8 @@ Text from a study, a file or another party may have escape sequences, line break
 reverse a line. The function `truncate` quotes another party's value within a sentence. The function
 `escape_control_characters` makes another party's whole text one line. An error's own text always
 passes through `sanitize`.
+
+In a page of Markdown, another party's text passes through `escape_markdown` or `markdown_code`.
 """
 
 from __future__ import annotations
@@ -54,6 +56,41 @@ def sanitize(text: str) -> str:
     """
     first, *others = (escape_control_characters(line) for line in text.split("\n"))
     return "\n".join([first, *(o if o.startswith(" ") or not o else f"  {o}" for o in others)])
+
+
+def escape_markdown(text: str) -> str:
+    r"""Return `text` on one line, which Markdown shows as it is, also in a table.
+
+    Examples:
+        >>> escape_markdown("a|b `c` <i>")
+        'a\\|b \\`c\\` &lt;i>'
+    """
+    shown = "".join(c if is_printable(c) else " " for c in text)
+    # An underscore within a word is only that.
+    shown = re.sub(r"[\\`*\[\]|~$]|(?<!\w)_+|_+(?!\w)", _after_backslashes, shown)
+    shown = shown.replace("&", "&amp;").replace("<", "&lt;")
+    # These begin a heading, a list or a quotation.
+    return f"\\{shown}" if shown.startswith(("#", ">", "-", "+", "=")) else shown
+
+
+def _after_backslashes(found: re.Match[str]) -> str:
+    return "".join(f"\\{letter}" for letter in found[0])
+
+
+def markdown_code(text: str) -> str:
+    r"""Return `text` on one line as code in Markdown, which shows it as it is.
+
+    Examples:
+        >>> markdown_code("cnn")
+        '`cnn`'
+        >>> markdown_code("a`b")
+        '`` a`b ``'
+    """
+    shown = "".join(c if is_printable(c) else " " for c in text).strip() or "?"
+    if "`" not in shown:
+        return f"`{shown}`"
+    fence = "`" * (1 + max(map(len, re.findall("`+", shown))))
+    return f"{fence} {shown} {fence}"
 
 
 def truncate(value: object) -> str:

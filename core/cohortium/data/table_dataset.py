@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
@@ -17,6 +18,7 @@ from cohortium.data.groups import MAX_COLUMNS
 from cohortium.data.image_file import ImageFileOptions, resize_image
 from cohortium.data.location import find_data
 from cohortium.data.multiclass import Multiclass
+from cohortium.data.postponed_faults import PostponedFaults
 from cohortium.data.pseudonyms import pseudonyms, read_patient_key
 from cohortium.data.resize import Resize  # noqa: TC001 - the type is read to build a data set
 from cohortium.data.table import read_table
@@ -30,8 +32,11 @@ from cohortium.errors import DataError, StudyError
 from cohortium.text import is_printable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
+    from cohortium.data.groups import GroupColumn
     from cohortium.data.splits import Splits
     from cohortium.data.survey import DataSurvey
     from cohortium.data.table import Table
@@ -227,8 +232,11 @@ class FileTable:
         key = None
         if self.patient_key:
             key = read_patient_key(path.parent / Path(self.patient_key).expanduser())
-        (clients, centres), patients = self._clients(table), self._patients(table, key)
-        groups = [read_group(table, column) for column in self.groups]
+        # A look tells faults of the table and of the files in one go.
+        faults = PostponedFaults(is_look=survey is not None)
+        clients, centres = faults.attempt(lambda: self._clients(table)) or (None, ())
+        patients = faults.attempt(lambda: self._patients(table, key))
+        groups = [faults.attempt(partial(read_group, table, column)) for column in self.groups]
         rows = rows_by_split(table, self.split)
         files = listed_rows(
             table,
@@ -244,20 +252,27 @@ class FileTable:
             [row in files and (masks is None or row in masks) for row in range(len(table))]
         )
         rows = {split: found[is_listed[found]] for split, found in rows.items()}
-        require_disjoint(table, files, rows)
+        faults.attempt(lambda: require_disjoint(table, files, rows))
         order = np.concatenate(list(rows.values()))
+        labelled = faults.attempt(lambda: self._labels(table))
         if not len(order):
+            faults.raise_all()
             raise DataError(f"{path}: no row lists a file; see the reason of each.")
-        labels, names = self._labels(table)
         # All splits share one array, so that no image is copied, and any two files are compared.
-        read = read_listed(
-            file_format,
-            [files[row] for row in order],
-            None if masks is None else [masks[row] for row in order],
-            self._resizing,
-            where=lambda index: table.where(int(order[index])),
-            survey=survey,
+        read = faults.attempt(
+            lambda: read_listed(
+                file_format,
+                [files[row] for row in order],
+                None if masks is None else [masks[row] for row in order],
+                self._resizing,
+                where=lambda index: table.where(int(order[index])),
+                survey=survey,
+            )
         )
+        faults.raise_all()
+        assert labelled is not None
+        assert read is not None
+        labels, names = labelled
         order = order[read.rows]
         rows = {split: found[np.isin(found, order)] for split, found in rows.items()}
         if not len(rows["train"]):
@@ -278,8 +293,8 @@ class FileTable:
             patients=patients,
             source=self.source,
             intensity_range=self.intensity_range,
-            groups=[column for column, _ in groups],
-            codes=np.stack([codes for _, codes in groups], 1)[order] if groups else None,
+            groups=[group[0] for group in groups if group is not None],
+            codes=_codes(groups)[order] if groups else None,
             centres=centres,
         )
 
@@ -321,3 +336,10 @@ class FileTable:
             return None
         advice = "name the patient of each image, or declare no patient"
         return pseudonyms(table.complete(self.patient, advice), key)
+
+
+def _codes(
+    groups: Sequence[tuple[GroupColumn, NDArray[np.int64]] | None],
+) -> NDArray[np.int64]:
+    """Return the codes of each row, shape (N, K)."""
+    return np.stack([group[1] for group in groups if group is not None], 1)

@@ -12,6 +12,7 @@ from cohortium.errors import RunError
 from cohortium.grid.rows import HEADS, groupings_of, metrics_of
 from cohortium.storage import csv_rows
 from cohortium.storage.atomic import atomic_write
+from cohortium.text import escape_markdown
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -59,10 +60,11 @@ def markdown(axes: Sequence[str], table: Sequence[Row]) -> str:
     whose = "global " if any(row.is_personal for row in table) else ""
     known = {name for row in table for name in row.metrics}
     names = [
-        (whose if name in known else "") + HEADS.get(name, metric_name(name)) for name in metrics
+        (whose if name in known else "") + HEADS.get(name, escape_markdown(metric_name(name)))
+        for name in metrics
     ]
     data = ["data set"] if several else []
-    worst = [f"worst {_cell(name)}" for name in groupings]
+    worst = [f"worst {escape_markdown(name)}" for name in groupings]
     head = [
         *axes,
         *data,
@@ -80,7 +82,7 @@ def markdown(axes: Sequence[str], table: Sequence[Row]) -> str:
         lines.append(
             [
                 *(row.cell.place[axis] for axis in axes),
-                *([row.data or "–"] if several else []),
+                *([escape_markdown(row.data) or "–"] if several else []),
                 *(_shown(row, metric) for metric in metrics),
                 *(_worst(row, name) for name in groupings),
                 _promise(row.guarantee),
@@ -112,13 +114,10 @@ def _shown(row: Row, metric: str) -> str:
 def _worst(row: Row, grouping: str) -> str:
     found = row.worst_group(grouping)
     return (
-        "–" if found is None else f"{_cell(found.value or 'not stated')}: {found.score.percent()}"
+        "–"
+        if found is None
+        else f"{escape_markdown(found.value or 'not stated')}: {found.score.percent()}"
     )
-
-
-def _cell(text: str) -> str:
-    """Return a data set's own text for a cell of a Markdown table."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
 def _links(table: Sequence[Row], out: Path) -> str:

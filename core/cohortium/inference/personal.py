@@ -15,6 +15,7 @@ from attrs import field, frozen
 from cohortium.data.scores import metric_name
 from cohortium.errors import DataError
 from cohortium.learning.candidates import STRICT, Candidate, Kind, Unchosen
+from cohortium.learning.rival import DIVERGED
 from cohortium.privacy.guarantee import Guarantee  # noqa: TC001 - decoded by its type
 from cohortium.runs.personal_mark import PERSONAL, is_personal
 from cohortium.storage.bounded_read import read_bounded
@@ -127,8 +128,10 @@ class Adaptation:
 
     @property
     def reason(self) -> str:
-        """The reason of the choice, as sentences."""
-        return " ".join(filter(None, (self._why_chosen, self._why_not_lowest)))
+        """The reason of the choice, as sentences, with advice on a reference that diverged."""
+        has_diverged = self.alone is not None and self._is_worse_than_guessing(self.alone)
+        advice = DIVERGED if has_diverged else ""
+        return " ".join(filter(None, (self._why_chosen, self._why_not_lowest, advice)))
 
     @property
     def warning(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from attrs import frozen
@@ -21,6 +21,14 @@ if TYPE_CHECKING:
 
     TrainAlone = Callable[[Examples, Features], nn.Module]
     """Trains a network on some of the site's examples alone, with features that are computed."""
+
+
+DIVERGED: Final = (
+    "The run's recipe was chosen for clipped and noised sums, and may diverge without noise. Try a "
+    "smaller trainer.learning_rate in a study of this hospital alone, or leave the candidate out "
+    "with --no-alone."
+)
+"""Advice on a network whose loss is infinite, or worse than that of guessing."""
 
 
 @frozen(eq=False, kw_only=True)
@@ -71,7 +79,8 @@ class Rival:
         """Leave the network out if it has infinite losses."""
         if self.net is None or np.isfinite(losses).all():
             return self
-        return Rival(alone=self.alone, features=self.features, reason="its loss is infinite")
+        reason = f"its loss is infinite. {DIVERGED.rstrip('.')}"
+        return Rival(alone=self.alone, features=self.features, reason=reason)
 
     def _trained(self, examples: Examples) -> tuple[nn.Module | None, str]:
         assert self.alone is not None

@@ -11,7 +11,7 @@ from attrs import field, frozen
 from cohortium.data.scores import DECIMALS, metric_name
 from cohortium.privacy.guarantee import rounded_up
 from cohortium.runs.result import StoredResult
-from cohortium.text import escape_control_characters
+from cohortium.text import escape_markdown
 from cohortium.tuning.plain import as_plain
 from cohortium.tuning.prices import TuningPlan
 
@@ -157,5 +157,4 @@ class TuningResult:
 
 def _plain(text: str) -> str:
     """Return a text of a study for a cell of a Markdown table."""
-    shown = escape_control_characters(text)
-    return shown.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").rstrip(".")
+    return escape_markdown(text).rstrip(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 import stat
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ from PIL import Image
 from cohortium import Federation
 from cohortium.errors import DataError, RequestError, StudyError
 from cohortium.runs.prepare import partition_study
+from cohortium_table import TableDataset
 from tests.support.command_line import cohortium
 from tests.support.dicom_files import PATIENT, saved
 
@@ -220,6 +222,35 @@ def test_unknown_key_is_named_before_a_missing_column(tmp_path: Path) -> None:
         cohortium("data", str(table), *out)
     with pytest.raises(DataError, match="no column label; set label of the data set to another"):
         cohortium("data", str(table), "--set", "dataset.image=file", *out)
+
+
+def test_faults_of_table_and_files_are_told_together(tmp_path: Path) -> None:
+    for k in range(4):
+        save(tmp_path / f"{k}.png", 20 * k)
+    (tmp_path / "2.png").write_bytes(b"?")
+    table, page = tmp_path / "labels.csv", tmp_path / "page.html"
+    rows = ["0.png,benign,p,f", "1.png,bening,,m", "2.png,malignant,p,f", "3.png,benign,p,F"]
+    table.write_text("\n".join(["path,label,patient,sex", *rows, "gone.png,benign,p,f"]))
+    settings = (
+        'dataset.classes=["benign", "malignant"]', 'dataset.patient="patient"',
+        'dataset.groups=["sex"]',
+    )  # fmt: skip
+    options = [word for setting in settings for word in ("--set", setting)]
+    status, _, err = cohortium("data", str(table), *options, "--out", str(page))
+    assert status == 1
+    assert err.count("refused:") == 2
+    for text in (err, re.sub(r"\s+", " ", html.unescape(page.read_text()))):
+        assert "2.png is no PNG, JPEG or TIFF" in text
+        assert "gone.png" in text
+        assert "label is none of the declared classes" in text
+        assert "name the patient of each image" in text
+        assert "sex differs from line 2 in case or spaces alone" in text
+    dataset = TableDataset(
+        path=str(table), classes=("benign", "malignant"), patient="patient", groups=("sex",)
+    )
+    with pytest.raises(DataError, match="name the patient of each image") as caught:
+        dataset.load()
+    assert "\n" not in str(caught.value)
 
 
 def test_equal_images_and_single_labels_are_warned_of(tmp_path: Path) -> None:

@@ -332,6 +332,19 @@ def test_loss_above_that_of_guessing_is_told() -> None:
     assert record(guess_loss=None).warning == ""
 
 
+def test_reference_that_diverged_brings_advice(private_run: Path) -> None:
+    advice = "a smaller trainer.learning_rate in a study of this hospital alone, or leave"
+    assert advice in record(guess_loss=1.5).reason
+    assert advice in record(guess_loss=1.5, chosen=1).reason
+    assert advice not in record().reason
+    start_alone = record(guess_loss=1.5).candidates[:1]
+    assert advice not in record(guess_loss=1.5, candidates=start_alone, chosen=0).reason
+    infinite = with_form(Fixed(math.inf), Classifier.open(private_run).net)
+    told = tuned(private_run, site_images(), lambda *_: infinite).not_alone
+    assert told.startswith("its loss is infinite. ")
+    assert advice in told
+
+
 def test_site_that_cannot_train_alone_says_why(private_run: Path) -> None:
     def too_few(*_: object) -> nn.Module:
         raise StudyError("there are too few images.")

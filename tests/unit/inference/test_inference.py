@@ -5,17 +5,21 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 from attrs import evolve
+from markdown_it import MarkdownIt
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -388,6 +392,78 @@ def test_a_card_counts_no_images_that_sites_held_out(tmp_path: Path) -> None:
     text = card.model_card(Classifier.open(tmp_path / "run"), card.Exported({}, None))
     assert trained < 240
     assert f"squares: {trained} training images (as declared)" in text
+
+
+HOSTILE = "a|b `c` *d* [e](f) <g> &lt; _h_\n# i"
+
+
+def _rendered(text: str) -> tuple[list[str], list[str]]:
+    """The text of a page's elements as a reader of Markdown sees it, and its headings."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    texts, headings = [], []
+    for before, token in itertools.pairwise(tokens):
+        if token.type == "inline":
+            shown = "".join(
+                " " if each.type == "softbreak" else each.content for each in token.children or ()
+            )
+            texts.append(shown)
+            if before.type == "heading_open":
+                headings.append(shown)
+    return texts, headings
+
+
+def test_names_in_a_card_are_shown_as_they_are(folder: Path) -> None:
+    known = _rendered(_card(folder))[1]
+    shown = HOSTILE.replace("\n", " ")
+    facts = json.loads((folder / "dataset.json").read_text())
+    facts |= {"name": HOSTILE, "source": HOSTILE}
+    (folder / "dataset.json").write_text(json.dumps(facts))
+    result = json.loads((folder / "result.json").read_text())
+    result["versions"] = {HOSTILE: HOSTILE}
+    result["guarantee"] = {
+        "epsilon": 6.0, "delta": 1.9e-4, "epsilon_at_1e_5": 7.2, "unit": "patient",
+        "adjacency": "zero-out", "against": "everyone", "accountant": HOSTILE,
+        "noise_multiplier": 1.25, "assumptions": [HOSTILE],
+    }  # fmt: skip
+    rows = [
+        {"value": HOSTILE, "images": 30, "score": 0.5, "low": 0.4, "high": 0.6},
+        {"value": "", "images": 30, "score": 0.6, "low": 0.5, "high": 0.7},
+    ]
+    group = {"name": HOSTILE, "is_centre": False, "rows": rows, "worst": 0, "is_below_all": False}
+    result["scores"] |= {"groups": [group]}
+    result["scores"]["metrics"][HOSTILE] = 0.25
+    result["scores"]["per_class"][0]["name"] = HOSTILE
+    (folder / "result.json").write_text(json.dumps(result))
+    study = tomllib.loads((folder / "study.toml").read_text())
+    study["partitioner"] = {"name": HOSTILE}
+    study["federation"]["sites"] = HOSTILE
+    study["search"] = {"chosen": HOSTILE, "candidates": HOSTILE, "rounds": HOSTILE}
+    (folder / "study.toml").write_text(tomli_w.dumps(study))
+    texts, headings = _rendered(_card(folder))
+    assert headings == [f"Model card: {shown}", *known[1:]]
+    cells = [text for text in texts if text == shown]
+    assert len(cells) == 5  # the accountant, the assumption, the class, the group and its value
+    for sentence in (
+        f"Source: {shown}.", f"partitioner {shown} split", f"aggregator plain, {shown} sites",
+        f"Versions: {shown} {shown}.", f"Chosen: {shown}.", f"Worst {shown}: {shown}, 50.00%",
+        f"By {shown}, with", f"{shown} candidates of {shown} rounds",
+        f"{shown.replace('_', ' ')} 25.00%",
+    ):  # fmt: skip
+        assert any(sentence in text for text in texts), sentence
+
+
+@pytest.mark.parametrize(
+    "change", [{"versions": 3}, {"versions": {"a": 1}}, {"scores": []}, {"scores": {"metrics": 1}}]
+)
+def test_card_of_a_damaged_result_is_refused(folder: Path, change: dict[str, Any]) -> None:
+    path = folder / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError, match=r"result\.json is damaged: .*; copy it anew"):
+        _card(folder)
+
+
+def _card(folder: Path) -> str:
+    return card.model_card(Classifier.open(folder), card.Exported({"model.pt2": "00"}, 1))
 
 
 def test_incomplete_run_refuses_predict_and_export(folder: Path) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import msgspec
 from attrs import frozen
 
 from cohortium.catalog.discovery import discover
+from cohortium.data.scores import Scores
+from cohortium.errors import DataError
 from cohortium.inference.export.card_scores import describe_scores
-from cohortium.inference.export.markdown import plain, table
+from cohortium.inference.export.markdown import Code, plain, table
 from cohortium.inference.export.personal_card import mark
+from cohortium.runs.result import RESULT
 from cohortium.runs.signatures import seen_signatures, summarize
+from cohortium.text import escape_markdown, markdown_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -41,6 +46,8 @@ def model_card(classifier: Classifier, exported: Exported) -> str:
         DataError: The run's result is damaged, or its guarantee is no guarantee.
     """
     assert classifier.result is not None, "only a complete run's model has a card"
+    _ = classifier.guarantee  # its own error is the clearer one
+    _require_sound(classifier, classifier.result)
     title = f"# Model card: {plain(classifier.dataset_info.name)}"
     sections = (
         [title, *mark(classifier), *_summary(classifier)],
@@ -55,7 +62,6 @@ def model_card(classifier: Classifier, exported: Exported) -> str:
 
 
 def _summary(classifier: Classifier) -> Iterator[str]:
-    terms = classifier.study.get("federation", {})
     parts = {role: _name(classifier, role) for role in ("model", "trainer", "aggregator")}
     spec = classifier.spec
     adaptation = None if classifier.personal is None else classifier.personal.adaptation
@@ -63,9 +69,9 @@ def _summary(classifier: Classifier) -> Iterator[str]:
     made = "with the recipe of a run of" if is_alone else "by"
     yield (
         f"A network for images ({' × '.join(map(str, spec.shape))}, `{spec.pixel_type}`), task "
-        f"`{_task_name(classifier)}` with {len(spec.classes)} classes, trained "
-        f"{made} federated learning with Cohortium: model `{parts['model']}`, trainer "
-        f"`{parts['trainer']}`, aggregator `{parts['aggregator']}`, {terms.get('sites', '?')} "
+        f"{_task_name(classifier)} with {len(spec.classes)} classes, trained "
+        f"{made} federated learning with Cohortium: model {parts['model']}, trainer "
+        f"{parts['trainer']}, aggregator {parts['aggregator']}, {_term(classifier, 'sites')} "
         f"sites."
     )
     if adaptation is not None:
@@ -74,7 +80,8 @@ def _summary(classifier: Classifier) -> Iterator[str]:
         yield f"These are the weights after the last round, {classifier.rounds}."
         return
     yield (
-        f"These are the weights after round {classifier.rounds} of {terms.get('rounds', '?')}. "
+        f"These are the weights after round {classifier.rounds} of "
+        f"{_term(classifier, 'rounds')}. "
         f"**A choice was made:** of all rounds that were scored, this one did best on "
         f"{classifier.dataset_info.validation:,} validation images (score "
         f"{classifier.chosen:.2%}, "
@@ -86,7 +93,7 @@ def _summary(classifier: Classifier) -> Iterator[str]:
 
 
 def _use(classifier: Classifier, exported: Exported) -> Iterator[str]:
-    classes = ", ".join(f"`{plain(name)}`" for name in classifier.spec.classes)
+    classes = ", ".join(map(markdown_code, classifier.spec.classes))
     yield f"Predictions are in the order of the classes: {classes}."
     low, high = classifier.spec.intensity_range
     number = "any number of images" if exported.most is None else f"{exported.most} image at a time"
@@ -131,7 +138,7 @@ def _privacy(classifier: Classifier) -> Iterator[str]:
         return
     if guarantee.simulation:
         yield "**None: a simulation.** The noise came from a public seed, and protected nothing."
-    yield f"{guarantee}."
+    yield f"{plain(guarantee)}."
     yield table(
         ("term", "value"),
         (
@@ -160,14 +167,14 @@ def _search(classifier: Classifier) -> Iterator[str]:
     if not search.get("chosen"):
         yield (
             "This run was a candidate of a search for settings. Its guarantee counts the "
-            f"candidates before it, {plain(str(search.get('candidates', '?')))}, and none after."
+            f"candidates before it, {plain(search.get('candidates', '?'))}, and none after."
         )
         return
     yield (
-        f"**Tuning is counted.** {plain(str(search.get('candidates', '?')))} candidates of "
-        f"{plain(str(search.get('rounds', '?')))} rounds came before this run, scored by "
+        f"**Tuning is counted.** {plain(search.get('candidates', '?'))} candidates of "
+        f"{plain(search.get('rounds', '?'))} rounds came before this run, scored by "
         f"{scored}. The guarantee composes them with the run, so it holds even against a party "
-        f"that saw each of them. Chosen: `{plain(str(search.get('chosen', '?')))}`."
+        f"that saw each of them. Chosen: {markdown_code(str(search.get('chosen', '?')))}."
     )
 
 
@@ -214,7 +221,7 @@ def _data(classifier: Classifier) -> Iterator[str]:
         return
     partitioner = _name(classifier, "partitioner")
     yield (
-        f"The sites were simulated: partitioner `{partitioner}` split one data set over them. "
+        f"The sites were simulated: partitioner {partitioner} split one data set over them. "
         "Real hospitals differ in more than their labels."
     )
 
@@ -260,18 +267,42 @@ def _reproduction(classifier: Classifier, exported: Exported) -> Iterator[str]:
         seen_signatures(classifier.folder), covers_weights=classifier.chosen is None
     ):
         yield f"{told[:1].upper()}{told[1:]}"
-    yield table(("file", "SHA-256"), ((name, f"`{sha}`") for name, sha in exported.hashes.items()))
-    versions = classifier.result.get("versions", {})
-    yield "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + "."
+    yield table(("file", "SHA-256"), ((name, Code(sha)) for name, sha in exported.hashes.items()))
+    versions = classifier.result["versions"].items()
+    told = ", ".join(f"{escape_markdown(name)} {escape_markdown(each)}" for name, each in versions)
+    yield f"Versions: {told}."
     yield "The study, as it was resolved, is `study.toml` in the run's folder."
 
 
 def _task_name(classifier: Classifier) -> str:
-    """Return the name under which a plugin offers the task, or its class."""
+    """Return the name under which a plugin offers the task, or its class, as code."""
     task = classifier.spec.task
-    return plain(discover().name_of("task", task) or type(task).__name__)
+    return markdown_code(discover().name_of("task", task) or type(task).__name__)
 
 
 def _name(classifier: Classifier, role: str) -> str:
+    """Return the name of a part of the study, as code."""
     part = classifier.study.get(role)
-    return plain(str(part.get("name", "?"))) if isinstance(part, dict) else "?"
+    return markdown_code(str(part.get("name", "?")) if isinstance(part, dict) else "?")
+
+
+def _term(classifier: Classifier, key: str) -> str:
+    """Return a value of the study's `[federation]`."""
+    terms = classifier.study.get("federation")
+    return plain(terms.get(key, "?") if isinstance(terms, dict) else "?")
+
+
+def _require_sound(classifier: Classifier, result: Mapping[str, Any]) -> None:
+    """Refuse a result of other types than a run writes, as far as the card tells it.
+
+    Raises:
+        DataError: The result is damaged.
+    """
+    try:
+        msgspec.convert(result.get("scores"), Scores | None)
+        msgspec.convert(result.get("versions"), dict[str, str])
+    except (RecursionError, ValueError) as error:
+        reason = str(error).partition("\n")[0].replace("`", "").rstrip(".")
+        raise DataError(
+            f"{classifier.folder / RESULT} is damaged: {reason}; copy it anew from the run."
+        ) from error

@@ -35,7 +35,8 @@ def describe_scores(classifier: Classifier, *, is_scored_anew: bool) -> Iterator
     if classifier.chosen is not None:
         yield "**These are of the run's last round, not of the round that was chosen here.**"
     told = ", ".join(
-        f"{metric_name(name)} {_shown(name, value)}" for name, value in scores["metrics"].items()
+        f"{plain(metric_name(name))} {_shown(name, value)}"
+        for name, value in scores["metrics"].items()
     )
     yield f"On {classifier.dataset_info.test:,} test images: {told}.{_majority(scores)}"
     if result.get("is_personal"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from cohortium.data.scores import metric_name
-from cohortium.inference.export.markdown import plain
+from cohortium.inference.export.markdown import plain, table
+from cohortium.text import escape_markdown, markdown_code
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,13 +27,14 @@ def mark(classifier: Classifier) -> Iterator[str]:
         yield f"It is a site's own network of the run's trainer. The run itself ended {cost}."
         return
     whose = "the global network" if found.start == "global" else "the site's own network"
+    learned = markdown_code(found.learn)
     made = {
         "start": f"It is {whose} of a run {cost}.",
         "fine-tuned": f"It began as {whose} of a run {cost}, and was fine-tuned for "
-        f"{found.choice.epochs} of at most {found.max_epochs} epochs (`{plain(found.learn)}`) on "
+        f"{found.choice.epochs} of at most {found.max_epochs} epochs ({learned}) on "
         f"{found.images:,} images of this hospital.",
         "ensemble": f"It is the weighted mean of two networks. One began as {whose} of a run "
-        f"{cost}, was fine-tuned for {found.choice.epochs} epochs (`{plain(found.learn)}`) on "
+        f"{cost}, was fine-tuned for {found.choice.epochs} epochs ({learned}) on "
         f"{found.images:,} images of this hospital, and has the weight {found.share:g}. The other "
         "was trained on these images alone.",
         "alone": f"The hospital trained it alone on {found.images:,} images, with the recipe of a "
@@ -42,15 +44,20 @@ def mark(classifier: Classifier) -> Iterator[str]:
         f"{made[found.choice.kind]} Cross-validation chose it among the candidates below, which "
         "flatters its scores. The other rows are the best of their kind."
     )
-    rows = [f"| candidate | {metric_name(found.metric)} | loss | |", "| --- | --- | --- | --- |"]
-    rows += [
-        f"| {found.describe(each)} | {each.score:.2%} | {each.loss:.4f} | "
-        f"{'chosen' if each is found.choice else ''} |"
-        for each in found.compared
-    ]
-    yield "\n".join(rows)
+    yield table(
+        ("candidate", metric_name(found.metric), "loss", ""),
+        (
+            (
+                found.describe(each),
+                f"{each.score:.2%}",
+                f"{each.loss:.4f}",
+                "chosen" if each is found.choice else "",
+            )
+            for each in found.compared
+        ),
+    )
     yield found.judging
-    yield found.reason
+    yield escape_markdown(found.reason)
     if found.warning:
         yield f"**{found.warning}**"
     if found.not_alone:
