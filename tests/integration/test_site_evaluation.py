@@ -334,7 +334,7 @@ def test_a_bad_evaluation_is_refused_before_training(more: Any, words: str, tmp_
 
 @pytest.mark.parametrize("measured", [None, EVALUATION], ids=["holdout", "evaluation"])
 def test_sites_too_small_to_hold_images_out_are_refused(measured: Any, tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match="holdout_fraction = 0.04 holds no image out.* few images"):
+    with pytest.raises(StudyError, match=r"holdout_fraction = 0.04 holds no .* few images"):
         study(
             dataset=QuadrantImages(100), holdout_fraction=0.04, evaluation=measured
         ).run(tmp_path / "run")  # fmt: skip
