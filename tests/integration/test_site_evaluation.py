@@ -436,6 +436,19 @@ def test_groups_are_scored_where_the_data_name_them() -> None:
         assert found[f"sex: {name}"] == pytest.approx(watch.score(net).main, abs=1e-4)
 
 
+@frozen
+class ImagesWithSites(GroupedImages):
+    """The same images, whose groups have the name that stands for the hospitals."""
+
+    def load(self) -> Splits:
+        return attrs.evolve(super().load(), groups=(GroupColumn("site", ("north", "south")),))
+
+
+def test_groups_called_like_the_hospitals_are_refused() -> None:
+    with pytest.raises(StudyError, match=r"a column of groups 'site', .*; rename the column"):
+        prepare_evaluation(study(dataset=ImagesWithSites(480)), EVALUATION)
+
+
 def test_declared_groups_of_a_deployment_are_those_of_the_data() -> None:
     splits = GroupedImages().load()
     spec = attrs.evolve(splits.spec, groups=(GroupColumn("sex", ("male", "female")),))
