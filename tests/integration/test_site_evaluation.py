@@ -332,6 +332,15 @@ def test_a_bad_evaluation_is_refused_before_training(more: Any, words: str, tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("measured", [None, EVALUATION], ids=["holdout", "evaluation"])
+def test_sites_too_small_to_hold_images_out_are_refused(measured: Any, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"holdout_fraction = 0.04 holds no .* few images"):
+        study(
+            dataset=QuadrantImages(100), holdout_fraction=0.04, evaluation=measured
+        ).run(tmp_path / "run")  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_study_file_keeps_its_evaluation() -> None:
     federation = study(
         evaluation=EvaluationPlan(
@@ -425,6 +434,19 @@ def test_groups_are_scored_where_the_data_name_them() -> None:
         net = prepared.run_config.network()
         parameters.load_state_dict(net, result.weights)
         assert found[f"sex: {name}"] == pytest.approx(watch.score(net).main, abs=1e-4)
+
+
+@frozen
+class ImagesWithSites(GroupedImages):
+    """The same images, whose groups have the name that stands for the hospitals."""
+
+    def load(self) -> Splits:
+        return attrs.evolve(super().load(), groups=(GroupColumn("site", ("north", "south")),))
+
+
+def test_groups_called_like_the_hospitals_are_refused() -> None:
+    with pytest.raises(StudyError, match=r"a column of groups 'site', .*; rename the column"):
+        prepare_evaluation(study(dataset=ImagesWithSites(480)), EVALUATION)
 
 
 def test_declared_groups_of_a_deployment_are_those_of_the_data() -> None:

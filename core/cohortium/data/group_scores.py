@@ -65,9 +65,11 @@ def groupings(
     Returns:
         The centres, if there are from 2 to `MAX_VALUES` of them, and each column with an image
         whose group is stated. A value without images is left out.
+        A column with the name `CENTRE` takes the place of the centres, so that no name is twice.
     """
     found = []
-    if examples.clients is not None:
+    has_column = examples.groups is not None and any(each.name == CENTRE for each in columns)
+    if examples.clients is not None and not has_column:
         numbers, codes = np.unique(examples.clients, return_inverse=True)
         if 1 < len(numbers) <= MAX_VALUES:
             names = tuple(centres[n] if centres else str(n) for n in numbers.tolist())

@@ -27,6 +27,7 @@ from cohortium.data.scores import (
     roc_auc,
     roc_curve,
 )
+from cohortium.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -72,7 +73,16 @@ class Multiclass:
     def read_labels(
         self, labels: NDArray[Any], images: tuple[int, ...], where: str
     ) -> NDArray[np.int64]:
-        """Return labels of shape (N,) or (N, 1) as (N,)."""
+        """Return labels of shape (N,) or (N, 1) as (N,).
+
+        Raises:
+            DataError: They are masks, or other values than numbers of classes.
+        """
+        if labels.shape == (images[0], *images[2:]):
+            raise DataError(
+                f"{where} has the shape of the images, {labels.shape}, as masks have; set "
+                'task = "segmentation" of the data set.'
+            )
         return label_column(labels, images[0], where)
 
     def check_labels(self, labels: NDArray[Any], size: tuple[int, ...]) -> str:  # noqa: ARG002

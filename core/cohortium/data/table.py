@@ -32,6 +32,13 @@ TABLE_SUFFIXES: Final = (".csv", ".parquet", ".tsv", ".txt")
 """Suffixes of tables, in lower case. All but Parquet are CSV."""
 
 
+MISSING: Final = frozenset({"#n/a", "<na>", "nan", "nat"})
+"""Cells that programs write for a missing value, in lower case."""
+
+MISSING_NAMES: Final = MISSING | {"n/a", "na", "none", "null"}
+"""Cells that stand for a missing value where a name is expected, in lower case."""
+
+
 @frozen(eq=False, kw_only=True)
 class Table:
     """Columns of a table, as text.
@@ -56,20 +63,28 @@ class Table:
         """Return the place of `row`, from 0, for an error."""
         return f"{self.path}, {self.unit} {self.numbers[row]}"
 
-    def complete(self, column: str, advice: str) -> tuple[str, ...]:
+    def complete(
+        self, column: str, advice: str, missing: frozenset[str] = MISSING
+    ) -> tuple[str, ...]:
         """Return the cells of a column that has to be complete.
 
         Args:
             column: Its name.
             advice: The remedy for an empty cell, as the end of an error's sentence.
+            missing: Cells that stand for a missing value, in lower case.
 
         Raises:
-            DataError: A cell is empty.
+            DataError: A cell is empty, or stands for a missing value.
         """
         cells = self.columns[column]
         for row, cell in enumerate(cells):
             if not cell:
                 raise DataError(f"{self.where(row)}: {quote_key(column)} is empty; {advice}.")
+            if cell.lower() in missing:
+                raise DataError(
+                    f"{self.where(row)}: {quote_key(column)} is {cell!r}, which stands for a "
+                    f"missing value; {advice}."
+                )
         return cells
 
     def categories(self, column: str, advice: str) -> tuple[NDArray[np.int64], tuple[str, ...]]:
@@ -85,9 +100,9 @@ class Table:
             Numbers from 0, shape (N,), and the K different cells.
 
         Raises:
-            DataError: A cell is empty.
+            DataError: A cell is empty, or stands for a missing name.
         """
-        cells = self.complete(column, advice)
+        cells = self.complete(column, advice, MISSING_NAMES)
         distinct = set(cells)
         order: Any = int if all(c.isascii() and c.isdecimal() for c in distinct) else str
         names = tuple(sorted(distinct, key=lambda cell: (order(cell), cell)))

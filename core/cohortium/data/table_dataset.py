@@ -21,7 +21,7 @@ from cohortium.data.multiclass import Multiclass
 from cohortium.data.postponed_faults import PostponedFaults
 from cohortium.data.pseudonyms import pseudonyms, read_patient_key
 from cohortium.data.resize import Resize  # noqa: TC001 - the type is read to build a data set
-from cohortium.data.table import read_table
+from cohortium.data.table import MISSING_NAMES, read_table
 from cohortium.data.table_examples import read_listed
 from cohortium.data.table_files import listed_rows
 from cohortium.data.table_groups import read_group
@@ -335,7 +335,8 @@ class FileTable:
         if not self.patient:
             return None
         advice = "name the patient of each image, or declare no patient"
-        return pseudonyms(table.complete(self.patient, advice), key)
+        # Unknown patients would be one, and the guarantee for each of them would not hold.
+        return pseudonyms(table.complete(self.patient, advice, MISSING_NAMES), key)
 
 
 def _codes(

@@ -123,7 +123,8 @@ class _Panel:
     def title(self) -> str:
         """Title of the accuracy axis."""
         if self.metric in HOLDOUT_METRICS:
-            return "accuracy of the sites' own models on what they held out, %"
+            main = metric_name(self.rows[0].metrics[0])
+            return f"{main} of the sites' own models on what they held out, %"
         images = self.rows[0].images if self.rows else "test"
         is_global = any(row.is_personal for row in self.rows)
         whose = " of the global model, which no site uses" if is_global else ""

@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from cohortium.grid.cells import Cell, Grid, Images
 
 HOLDOUT_METRICS = (
-    "personal_accuracy",
-    "site_accuracy",
+    "personal_score",
+    "site_score",
     "site_majority_share",
-    "site_alone_accuracy",
-    "site_adapted_accuracy",
-    "worst_site_accuracy",
+    "site_alone_score",
+    "site_adapted_score",
+    "worst_site_score",
 )
 """Metrics on the images that sites held out, if any.
 
-They are the accuracies of each site's own model, of the global model, and of always predicting the
+They are the main scores of each site's own model and of the global model, and the share of the
 site's most frequent class.  Then come those of models that sites trained alone, and of adapted
 ones.  The last is that of the worst site, with the model that it uses in the end.
 """
@@ -42,12 +42,12 @@ HEADS = MappingProxyType(
     {
         "balanced_accuracy": "balanced",
         "majority_share": "majority",
-        "personal_accuracy": "own at sites",
-        "site_accuracy": "global at sites",
+        "personal_score": "own at sites",
+        "site_score": "global at sites",
         "site_majority_share": "majority at sites",
-        "site_alone_accuracy": "alone at sites",
-        "site_adapted_accuracy": "adapted at sites",
-        "worst_site_accuracy": "worst site",
+        "site_alone_score": "alone at sites",
+        "site_adapted_score": "adapted at sites",
+        "worst_site_score": "worst site",
     }
 )
 """Headings of metrics in the table whose heading is not their name."""

@@ -105,7 +105,8 @@ def _statistic(
     """Return the statistic that a measurement asks for.
 
     Raises:
-        StudyError: The task has no such part, or the data no such column of groups.
+        StudyError: The task has no such part, the data have no such column of groups, or a column
+            has the name of the hospitals.
     """
     if measurement.of == "images":
         return images_statistic(spec)
@@ -116,6 +117,11 @@ def _statistic(
                 f"the task has no part '{part}' among its scores; {did_you_mean(part, known)}"
             )
     columns = {column.name: column.values for column in spec.groups}
+    if SITE in columns and SITE in measurement.by:
+        raise StudyError(
+            f"the data have a column of groups '{SITE}', and the same word in 'by' stands for the "
+            "hospitals; rename the column, or leave it out of the data's groups."
+        )
     columns[SITE] = tuple(map(str, range(federation_spec.sites)))
     for column in measurement.by:
         if column not in columns:

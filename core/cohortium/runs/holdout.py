@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cohortium.errors import StudyError
+
 if TYPE_CHECKING:
     from cohortium.crypto.randomness import Seeds
     from cohortium.data.examples import Examples
@@ -19,6 +21,9 @@ def hold_out(
 
     The held-out examples are `share` of the site's, rounded down. If the data name patients, whole
     patients are held out. A site keeps at least one unit for training.
+
+    Raises:
+        StudyError: No site has enough units to hold one out.
     """
     kept, held = [], []
     for site, indices in enumerate(partition):
@@ -29,4 +34,10 @@ def hold_out(
         is_held = np.isin(owners, chosen)
         kept.append(indices[~is_held])
         held.append(indices[is_held])
+    if share and not any(len(indices) for indices in held):
+        units = "images" if examples.patients is None else "patients"
+        raise StudyError(
+            f"federation.holdout_fraction = {share:g} holds no image out, because every site has "
+            f"too few {units}; raise it, or take fewer sites."
+        )
     return tuple(kept), tuple(held)

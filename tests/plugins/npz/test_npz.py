@@ -111,6 +111,7 @@ def test_relative_path_falls_back_to_data_folder(
         ({"train_labels": np.zeros(12)}, "train_labels is float64; save whole numbers"),
         ({"train_labels": np.zeros((12, 14), np.uint8)}, "several values for each image"),
         ({"train_labels": np.zeros(11, np.uint8)}, "but there are 12 images"),
+        ({"train_labels": np.zeros((12, 5, 4), np.uint8)}, 'as masks have; set task = "segm'),
         ({"train_labels": np.full(12, -1)}, "number the classes from 0"),
         ({"train_labels": np.full(12, 10**9)}, "number the classes from 0"),
         ({"train_labels": np.full(12, 2**64 - 1, np.uint64)}, "beyond 64 signed bits"),

@@ -203,6 +203,12 @@ def test_one_centre_or_too_many_give_no_rows() -> None:
     assert scored(predictions, examples(labels, unknown), COLUMNS, (), rng) == ()
 
 
+def test_column_called_centre_replaces_the_centres() -> None:
+    part = examples(np.arange(6) % 2, np.arange(6)[:, None] % 2, np.arange(6) // 2)
+    (found,) = groupings(part, (GroupColumn("centre", ("north", "south")),), ())
+    assert (found.name, found.is_centre, found.values) == ("centre", False, ("north", "south"))
+
+
 @given(st.data())
 def test_selection_keeps_groups_with_their_images(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 12))

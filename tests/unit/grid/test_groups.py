@@ -14,6 +14,7 @@ import pytest
 
 from cohortium import grid as grids
 from cohortium.errors import DataError
+from cohortium.grid import plot
 from cohortium.grid.differences import GroupDifference
 from cohortium.grid.paired import bootstrap_groups
 from cohortium.inference import export
@@ -156,3 +157,22 @@ def test_altered_score_of_centre_is_refused(out: Path) -> None:
     classifier.result["scores"]["groups"][0]["rows"][1]["score"] = 0.999
     with pytest.raises(DataError, match="are not those of the predictions"):
         recompute_scores(classifier)
+
+
+def test_scores_on_held_out_images_are_named_by_their_metric() -> None:
+    cell = grids.Cell(place={"rate": "0.1"}, tables={}, where="the grid")
+    result = {
+        "data": "findings", "rounds": 1, "is_personal": True, "guarantee": None,
+        "personal_score": 0.7, "site_score": 0.6, "worst_site_score": 0.5,
+        "scores": {"images": 20, "metrics": {"auc": 0.65, "accuracy": 0.9}, "groups": []},
+        "max_upload_bytes": 100, "seconds": {"total": 1.0},
+    }  # fmt: skip
+    row = grids.Row(cell=cell, images="test", results={1: result})
+    (line,) = grids.figures(["rate"], [row])
+    assert line["personal_score_mean"] == 0.7
+    assert {"personal_accuracy_mean", "site_accuracy_mean"}.isdisjoint(line)
+    grid = grids.Grid(
+        name="g", axes=(), seeds=(1,), images="test", exclude=(), overrides=(), cli_overrides=(),
+        base={}, written={}, where="g.toml",
+    )  # fmt: skip
+    assert "AUC of the sites' own models" in plot.draw(grid, [row]).decode()
