@@ -330,6 +330,15 @@ def test_no_refusal_tells_how_many_examples_a_site_has(
         assert isinstance(answer, Acceptance)
 
 
+def test_no_image_is_read_for_a_study_that_the_policy_refuses(
+    site: RehearsedSite, invitation: Invitation
+) -> None:
+    (site.folder / "data.npz").unlink()
+    costly = changed(invitation, privatizer={"epsilon": 60.0})
+    assert sentence(site, costly)[0] == "policy.epsilon"
+    assert sentence(site, invitation)[0] == "site-error"
+
+
 def test_a_study_without_privacy_is_refused(site: RehearsedSite, invitation: Invitation) -> None:
     bare = changed(invitation, privatizer=None)
     text = bare.study + '\n[privatizer]\nname = "none"\n'
