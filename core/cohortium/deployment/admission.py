@@ -6,7 +6,7 @@ Guarantees:
     An invitation cannot name a data set, an engine, an observer or a file.
 
     The site's policy checks every plugin by name before any plugin is called or instantiated. This
-    includes parts inside parts.
+    includes parts inside parts, and the task of the data. A task of Cohortium's own needs no entry.
 
     A plugin declares parameters that name code or files of the machine (`Offer.local_parameters`).
     Each has its default, or a value that the policy lists.
@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from attrs import frozen
 
+from cohortium.catalog.allow_list import OWN_DISTRIBUTION, normalize_name
 from cohortium.catalog.discovery import discover
 from cohortium.errors import RefusalCode, RefusalError, StudyError
 from cohortium.messages.deployment import AGREED, OPTIONAL
 from cohortium.runs.invite import (
     SHARED_KEYS,
-    SHARED_ROLES,
     collect_versions,
-    iter_parts,
+    shared_parts,
     version_differences,
 )
 from cohortium.study import study_file, toml
@@ -78,9 +78,8 @@ def invited_study(invitation: Invitation, policy: SitePolicy) -> Study:
             )
     _require_bounds(shared["federation"], policy)
     catalog = discover()
-    for role in SHARED_ROLES:
-        for offering, table in iter_parts(catalog, role, shared[role]):
-            _require_allowed(policy, offering, table)
+    for offering, table in shared_parts(catalog, shared):
+        _require_allowed(policy, offering, table)
     _require_versions(invitation.versions, collect_versions(shared))
     return study_file.build(shared, where=where, engine=NoEngine(), catalog=catalog, into=Study)
 
@@ -96,7 +95,10 @@ class NoEngine:
 
 def _require_allowed(policy: SitePolicy, offering: CatalogEntry, table: Mapping[str, Any]) -> None:
     what = f"{offering.role} '{offering.offer.name}'"
-    if not policy.allows(offering.record):
+    is_own_task = offering.role == "task" and (
+        normalize_name(offering.record.distribution) == OWN_DISTRIBUTION
+    )
+    if not is_own_task and not policy.allows(offering.record):
         _refuse(
             "policy.allowed_plugins",
             f"the study uses the {what} of {offering.record.label}, and this site does not allow "

@@ -313,7 +313,6 @@ class SiteServer:
         if site_config.id >= federation.sites:
             raise RefusalError(RefusalCode.SITE_ERROR, f"the study has no site {site_config.id}.")
         use: Use = "train" if federation.measurement is None else federation.measurement.data
-        images = load_matching(site_config, spec, use, self._log_refusal)
         directory = _directory(invitation)
         ours = collect_versions(loads(invitation.study, where="the invitation"))
         invited = InvitedStudy.of(invitation, ours)
@@ -325,6 +324,9 @@ class SiteServer:
                 directory=directory,
                 policy=site_config.policy,
             )
+        # Reading all images takes long, so the policy has admitted the study before.
+        images = load_matching(site_config, spec, use, self._log_refusal)
+        with torch_threads(federation.threads):
             self._require_approval(invited, federation, run_config, use)
             site = site_config.open(
                 run_config,

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 SHARED_ROLES: tuple[Role, ...] = ("model", "trainer", "privatizer", "aggregator")
 """The roles that all parties share."""
 
-NESTABLE_ROLES: tuple[Role, ...] = (*SHARED_ROLES, "dataset")
+NESTABLE_ROLES: tuple[Role, ...] = (*SHARED_ROLES, "dataset", "task")
 """Roles of parts inside the shared parts.
 
-For example, a model may be fitted on a public data set.
+For example, a model may be fitted on a public data set, whose labels have a task.
 """
 
 SHARED_KEYS = (
@@ -167,11 +167,9 @@ def _remove_folders(shared: Mapping[str, Any]) -> None:
 
 def collect_versions(shared: Mapping[str, Any]) -> dict[str, str]:
     """Return versions of Python, packages and the plugins in a study's tables."""
-    catalog = discover()
     found = {
         offering.record.name: offering.record.version
-        for role in SHARED_ROLES
-        for offering, _ in iter_parts(catalog, role, shared.get(role, {}))
+        for offering, _ in shared_parts(discover(), shared)
     }
     return {**versions(), **{f"plugin {name}": version for name, version in found.items()}}
 
@@ -179,6 +177,23 @@ def collect_versions(shared: Mapping[str, Any]) -> dict[str, str]:
 def version_differences(theirs: Mapping[str, str], ours: Mapping[str, str]) -> dict[str, str]:
     """Return the versions in `ours` that differ from `theirs`."""
     return {name: version for name, version in ours.items() if theirs.get(name) != version}
+
+
+def shared_parts(
+    catalog: Catalog, shared: Mapping[str, Any]
+) -> Iterator[tuple[CatalogEntry, Mapping[str, Any]]]:
+    """Yield entries and tables of all parts in a study's tables, the task of its data included.
+
+    The function builds nothing and calls no plugin.
+
+    Raises:
+        RefusalError: One part is not a usable part of those that parties share.
+    """
+    for role in SHARED_ROLES:
+        yield from iter_parts(catalog, role, shared.get(role, {}))
+    data = shared.get("data")
+    if isinstance(data, dict) and data.get("task"):
+        yield from iter_parts(catalog, "task", data["task"])
 
 
 def iter_parts(

@@ -20,12 +20,14 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cohortium import Federation
+from cohortium.catalog.discovery import CatalogEntry, discover
 from cohortium.data.location import DATA_FOLDER
 from cohortium.deployment import rehearsal
 from cohortium.deployment.active_runs import IDLE_TIMEOUT, MAX_ACTIVE_RUNS
-from cohortium.deployment.admission import MAX_THREADS, NoEngine
+from cohortium.deployment.admission import MAX_THREADS, NoEngine, invited_study
 from cohortium.deployment.log_throttle import MAX_SENTENCES
 from cohortium.deployment.site_config import SiteConfig
+from cohortium.deployment.site_policy import SitePolicy
 from cohortium.errors import RefusalError, StudyError
 from cohortium.messages.codec import Message, decode, decode_either, encode
 from cohortium.messages.deployment import Acceptance, IdentifyReply, IdentifyRequest, Invitation
@@ -330,6 +332,15 @@ def test_no_refusal_tells_how_many_examples_a_site_has(
         assert isinstance(answer, Acceptance)
 
 
+def test_no_image_is_read_for_a_study_that_the_policy_refuses(
+    site: RehearsedSite, invitation: Invitation
+) -> None:
+    (site.folder / "data.npz").unlink()
+    costly = changed(invitation, privatizer={"epsilon": 60.0})
+    assert sentence(site, costly)[0] == "policy.epsilon"
+    assert sentence(site, invitation)[0] == "site-error"
+
+
 def test_a_study_without_privacy_is_refused(site: RehearsedSite, invitation: Invitation) -> None:
     bare = changed(invitation, privatizer=None)
     text = bare.study + '\n[privatizer]\nname = "none"\n'
@@ -465,10 +476,28 @@ def test_plugin_outside_policy_is_never_built(
         site.stop()
 
 
+def test_task_of_another_distribution_needs_an_entry(
+    invitation: Invitation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def foreign(entry: CatalogEntry) -> CatalogEntry:
+        if entry.role != "task":
+            return entry
+        return evolve(entry, record=evolve(entry.record, distribution="acme"))
+
+    found = discover()
+    catalog = evolve(found, entries=tuple(map(foreign, found.entries)))
+    monkeypatch.setattr("cohortium.deployment.admission.discover", lambda: catalog)
+    demands: dict[str, Any] = {"epsilon": 6.0, "delta": 1e-3, "unit": "example"}
+    demands |= {"against": "everyone"}
+    with pytest.raises(RefusalError, match=r"the task 'multiclass' of multiclass \(acme"):
+        invited_study(invitation, SitePolicy(**demands, allowed_plugins=("cohortium",)))
+    invited_study(invitation, SitePolicy(**demands, allowed_plugins=("cohortium", "acme:*")))
+
+
 def test_version_difference_is_refused_or_reported(
     site: RehearsedSite, invitation: Invitation
 ) -> None:
-    for name in ("cohortium", "plugin fedsgd"):
+    for name in ("cohortium", "plugin fedsgd", "plugin multiclass"):
         other = Invitation(
             os.urandom(16), invitation.study, "", {**invitation.versions, name: "0.0.1"}
         )

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cohortium.data.examples import Examples
 from cohortium.errors import LedgerError, RefusalError
 from cohortium.ledger.account import Account
-from cohortium.ledger.cost import AttemptCost, Budget, PrivacyScope
+from cohortium.ledger.cost import AttemptCost, Budget, PlannedAttempts, PrivacyScope
 from cohortium.ledger.ledger import Ledger
 from cohortium.privacy import accounting
 from cohortium.privacy.accounting import ORDERS, GaussianMechanism, RenyiBoundedMechanism
@@ -303,3 +303,27 @@ def test_missing_ledger_is_refused_not_recreated(tmp_path: Path) -> None:
         assert error.value.code == "ledger"
         assert isinstance(error.value.__cause__, LedgerError)
     assert not list(tmp_path.iterdir())
+
+
+@given(
+    noises=st.lists(st.sampled_from([1.0, 2.0, 5.0]), min_size=1, max_size=5),
+    retries=st.integers(0, 3),
+    data=st.data(),
+)
+@settings(max_examples=100, deadline=None)
+def test_covered_attempts_cost_no_more_than_the_planned_ones(
+    noises: list[float], retries: int, data: st.DataObject
+) -> None:
+    rounds = tuple(map(cost, noises))
+    planned = PlannedAttempts(rounds, retries)
+    made = sorted(data.draw(st.lists(st.integers(0, len(rounds) - 1), max_size=8)))
+    costs = Counter(rounds[number] for number in made)
+    most = Counter(rounds) + Counter({cost(min(noises)): retries})
+    if planned.covers(costs):
+        assert EVERYONE.epsilon(costs, 1e-5) <= EVERYONE.epsilon(most, 1e-5) * (1 + 1e-9)
+    completed = max(made, default=0)
+    reached = planned.reachable_rounds(made, completed)
+    assert completed <= reached <= len(rounds)
+    for end in range(completed + 1, len(rounds) + 1):
+        more = costs + Counter(rounds[completed:end])
+        assert planned.covers(more) == (end <= reached)
