@@ -35,9 +35,9 @@ def hold_out(
         kept.append(indices[~is_held])
         held.append(indices[is_held])
     if share and not any(len(indices) for indices in held):
-        units = "images" if examples.patients is None else "patients"
+        few = "images" if examples.patients is None else "patients"
         raise StudyError(
             f"federation.holdout_fraction = {share:g} holds no image out, because every site has "
-            f"too few {units}; raise it, or take fewer sites."
+            f"too few {few}; raise it, or take fewer sites."
         )
     return tuple(kept), tuple(held)
