@@ -131,6 +131,7 @@ class Federation(Study):
         *,
         observers: Sequence[Observer] = (),
         stop: Callable[[], bool] = _never_stop,
+        engine: Engine | None = None,
         signing_key: SigningKey | None = None,
     ) -> Result:
         """Resume a run of this study that was stopped, killed or failed.
@@ -139,6 +140,7 @@ class Federation(Study):
             out: The run's folder.
             observers: As for `run`. They receive the previous rounds in `RunStarted.history`.
             stop: As for `run`.
+            engine: As for `run`.
             signing_key: As for `run`. A run that began with a key continues with this key alone.
 
         Guarantees:
@@ -166,7 +168,9 @@ class Federation(Study):
         if self.measurement is not None and self.rounds > 1:
             require_not_inner(Path(out))
         if self.evaluation is not None and is_finished(Path(out)):
-            return self.evaluate(out, observers=observers, stop=stop, signing_key=signing_key)
+            return self.evaluate(
+                out, observers=observers, stop=stop, engine=engine, signing_key=signing_key
+            )
         with (
             RunDirectory.reopen(Path(out), signing_key=signing_key) as folder,
             torch_threads(self.threads),
@@ -174,12 +178,12 @@ class Federation(Study):
             told, prepared = self._observers(observers, is_kept=True), self.prepare()
             evaluation = self._prepare_evaluation(prepared)
             due = self._due(evaluation, is_kept=True)
-            result = resume(prepared, folder, observers=told, stop=stop, due=due)
+            result = resume(prepared, folder, observers=told, stop=stop, engine=engine, due=due)
         if evaluation is None or result.evaluation is not None:
             return result
         with torch_threads(self.threads):
             return self._with_evaluation(
-                result, evaluation, Path(out), stop=stop, signing_key=signing_key
+                result, evaluation, Path(out), stop=stop, engine=engine, signing_key=signing_key
             )
 
     def evaluate(

@@ -68,7 +68,7 @@ from cohortium.data.table_examples import ListedExample, ListedFormat
 from cohortium.data.table_files import listed_files
 from cohortium.data.table_labels import class_labels, finding_labels
 from cohortium.data.task import Task
-from cohortium.deployment.study_lead import run_deployed_study
+from cohortium.deployment.study_lead import resume_deployed_study, run_deployed_study
 from cohortium.deployment.unix_socket import call_site
 from cohortium.errors import (
     CohortiumError,
@@ -376,6 +376,7 @@ __all__ = [
     "require_public_images",
     "require_two_axes",
     "resize_image",
+    "resume_deployed_study",
     "roc_auc",
     "roc_curve",
     "run_deployed_study",

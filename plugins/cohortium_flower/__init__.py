@@ -48,8 +48,8 @@ class Flower:
                 "[data] in place of [dataset] and [partitioner], or take the engine 'inline'."
             )
         raise RequestError(
-            "the engine 'flower' works inside a Flower ServerApp: start the study with `flwr run`, "
-            "as docs/deploy.md says."
+            "the engine 'flower' works inside a Flower ServerApp: start or resume the study with "
+            "`flwr run`, as docs/deploy.md says."
         )
 
 

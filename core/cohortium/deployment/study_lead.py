@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from cohortium.crypto.signing import SigningKey
 from cohortium.errors import StudyError
 from cohortium.federation import Federation
+from cohortium.runs.run_directory import resume_command, study_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,3 +55,30 @@ def run_deployed_study(
     if evaluates is not None:
         return federation.evaluate(evaluates, out=out, engine=engine(federation), signing_key=key)
     return federation.run(out, engine=engine(federation), signing_key=key)
+
+
+def resume_deployed_study(
+    folder: Path, engine: Callable[[Federation], Engine], *, sign_with: Path | None = None
+) -> Result:
+    """Resume a deployment's run that was stopped, over an engine that has already started.
+
+    The sites know the run by its session, so what they have spent counts once.
+
+    Args:
+        folder: The run's folder, with the study in it.
+        engine: Returns the engine, given the study.
+        sign_with: File of the key with which the run began, or None without one.
+
+    Returns:
+        The result of the run.
+
+    Raises:
+        CohortiumError: There is no such run, it is complete, or a site or the run failed.
+    """
+    key = None if sign_with is None else SigningKey.read(sign_with)
+    federation = Federation.read(study_path(folder))
+    if federation.data is None:
+        raise StudyError(
+            f"the run in {folder} is a simulation; continue it with {resume_command(folder)}."
+        )
+    return federation.resume(folder, engine=engine(federation), signing_key=key)

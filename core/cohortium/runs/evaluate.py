@@ -100,7 +100,9 @@ def evaluate(
             signing_key=signing_key,
         )
     with RunDirectory.reopen(out, advice=ANOTHER, signing_key=signing_key) as folder:
-        return resume(prepared, folder, observers=observers, stop=stop, evaluated=evaluated)
+        return resume(
+            prepared, folder, observers=observers, stop=stop, engine=engine, evaluated=evaluated
+        )
 
 
 def planned_releases(out: Path) -> int:

@@ -85,6 +85,7 @@ def resume(
     *,
     observers: Sequence[Observer],
     stop: Callable[[], bool],
+    engine: Engine | None = None,
     evaluated: EvaluatedWeights | None = None,
     due: DueEvaluations | None = None,
 ) -> Result:
@@ -95,6 +96,7 @@ def resume(
         folder: Folder of the run.
         observers: Observers of every event.
         stop: Whether the user has asked to stop.
+        engine: A running engine to use in place of the study's.
         evaluated: Weights that an evaluation evaluates, or None where the sites train.
         due: Evaluations that the same connection serves, or None.
     """
@@ -107,7 +109,7 @@ def resume(
         if due is not None:
             states.append(_reopened(due, run_state, folder, stack))
         both = tuple(state.prepared for state in states)
-        with _engine_session(both, _folders(folder.path)) as (exchange, site_warnings):
+        with _engine_session(both, _folders(folder.path), engine) as (exchange, site_warnings):
             run = attrs.evolve(run, exchange=exchange)
             evaluation = None if due is None else run.evaluations(states[1], run_state, due)
             return run.execute(run_state, site_warnings, evaluated, evaluation)

@@ -125,7 +125,7 @@ def test_the_exchange_keeps_the_contract_of_engines(check: Callable[[Any], str |
 
 
 def test_flower_engine_outside_server_app_is_refused() -> None:
-    with pytest.raises(RequestError, match="start the study with `flwr run`"):
+    with pytest.raises(RequestError, match="start or resume the study with `flwr run`"):
         Flower().connect(None)
     with pytest.raises(StudyError, match="cannot simulate"):
         Flower().connect({})
