@@ -106,12 +106,15 @@ def _is_readable(path: Path, reader: FileReader | None) -> bool:
 
 def _files_in(folder: Path, reader: FileReader | None) -> list[Path]:
     try:
-        found = sorted(path for path in folder.iterdir() if _is_readable(path, reader))
+        inside = sorted(folder.iterdir())
     except OSError as error:
         raise DataError(f"cannot read the folder {folder}: {error.strerror}.") from error
+    found = [path for path in inside if _is_readable(path, reader)]
     if not found:
         kinds = "PNG or JPEG file" if reader is None else " or ".join(_suffixes(reader)) + " file"
-        raise DataError(f"the folder {folder} holds no {kinds}.")
+        has_folders = any(path.is_dir() for path in inside)
+        remedy = "give the folders in it, each by itself" if has_folders else "give another one"
+        raise DataError(f"the folder {folder} holds no {kinds}; {remedy}.")
     return found
 
 

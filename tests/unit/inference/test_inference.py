@@ -252,11 +252,12 @@ def _spoiled(tmp_path: Path) -> dict[str, Path]:
     colour.save(tmp_path / "turned.jpg", exif=exif)
     colour.save(tmp_path / "other.png", format="GIF")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "classes" / "benign").mkdir(parents=True)
     np.savez(tmp_path / "none.npz", images=np.zeros((0, 6, 4, 3), np.uint8))
     np.savez(tmp_path / "float.npz", images=np.zeros((1, 6, 4, 3)))
     np.savez(tmp_path / "wrong.npz", train_images=_noise(1, 6, 4, 3))
     names = ("turned.jpg", "other.png", "empty", "none.npz", "float.npz", "wrong.npz", "gone.png")
-    return places | {name: tmp_path / name for name in (*names, "slide.tiff")}
+    return places | {name: tmp_path / name for name in (*names, "classes", "slide.tiff")}
 
 
 @pytest.mark.parametrize(
@@ -269,7 +270,8 @@ def _spoiled(tmp_path: Path) -> dict[str, Path]:
         ("cut", "cannot read"),
         ("turned.jpg", "asks its viewer to turn it"),
         ("other.png", "no PNG or JPEG file"),
-        ("empty", "holds no PNG or JPEG file"),
+        ("empty", "holds no PNG or JPEG file; give another one"),
+        ("classes", "holds no PNG or JPEG file; give the folders in it"),
         ("none.npz", "holds no images"),
         ("float.npz", "is float64"),
         ("wrong.npz", "holds neither an array 'images' nor 'test_images'"),
