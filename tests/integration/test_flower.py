@@ -136,7 +136,8 @@ def pooled(scores: list[dict[str, Any]]) -> float:
 
 
 def rounds_of(run: Path) -> list[dict[str, Any]]:
-    lines = (run / "events.jsonl").read_text().splitlines()
+    text = (run / "events.jsonl").read_text()
+    lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
     return [e for e in map(json.loads, lines) if e.get("event") == "RoundCompleted"]
 
 
@@ -231,6 +232,40 @@ def test_supernode_lost_during_masking_drops_its_site(tmp_path: Path) -> None:
     assert twin.evaluation is not None
     assert twin.evaluation.measured is not None
     assert list(twin.evaluation.measured.sums) == measured["sums"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
+def test_run_of_a_killed_server_app_continues(tmp_path: Path) -> None:
+    rounds, folder = 6, tmp_path / "deployment"
+    federation = evolve(
+        simulation(),
+        aggregator=SecAgg(reconstruction_threshold=2),
+        sites=3,
+        min_contributors=3,
+        rounds=rounds,
+        retries=1,
+        holdout_fraction=0.0,
+        evaluation=None,
+    )
+    rehearsal.write_rehearsal(federation.prepare(), folder)
+    run = folder / "run"
+    with deployed(folder, sites=3) as deployment:
+        deployment.start_all()
+        deployment.run()
+        deployment.until(lambda: (run / "events.jsonl").exists() and len(rounds_of(run)) > 0)
+        deployment.kill_server_app()
+        deployment.kill("lead")
+        assert not (run / "result.json").exists()
+
+        deployment.run(resume=json.dumps(str(run))).wait(900)
+        log = deployment.log("lead")
+    assert (run / "result.json").exists(), log[-4000:]
+    assert [event["round"] for event in rounds_of(run)] == [*range(rounds)]
+    assert json.loads((run / "result.json").read_text())["rounds"] == rounds
+    for site in range(3):
+        (charged,) = spent(folder / f"site-{site}")
+        assert charged in {rounds, rounds + 1}  # the attempt that was under way may count
 
 
 def test_docs_deploy_files_match_deployment(tmp_path: Path) -> None:

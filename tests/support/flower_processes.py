@@ -218,6 +218,16 @@ class Deployment:
             assert time.monotonic() < end, self.log("superlink")[-3000:]
             time.sleep(0.05)
 
+    def kill_server_app(self) -> None:
+        """Kill the process of the study's coordinator, which the SuperLink has started."""
+        script = os.fsencode(self.folder / "bin" / "flwr-serverapp")
+        for place in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if script in (place / "cmdline").read_bytes().split(b"\0"):
+                    os.kill(int(place.name), signal.SIGKILL)
+                    return
+        raise AssertionError(self.log("superlink")[-3000:])
+
     def kill(self, name: str) -> None:
         process = self.processes.pop(name)
         # Those that it started may outlive it.
