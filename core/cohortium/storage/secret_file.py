@@ -36,9 +36,10 @@ def read_secret(
 
 
 def require_private(path: Path, refusal: Callable[[str], CohortiumError], *, what: str) -> None:
-    """Refuse a secret file whose mode admits its group or others.
+    """Refuse a secret file that others than its owner may read.
 
-    Windows has no such modes, and nothing is checked there.
+    A file of root may admit its group to read it. So do systems that keep the keys of TLS for the
+    services of one group. Windows has no such modes, and nothing is checked there.
 
     Args:
         path: The file.
@@ -48,9 +49,12 @@ def require_private(path: Path, refusal: Callable[[str], CohortiumError], *, wha
     Raises:
         CohortiumError: Others may read or change the file. The error is a `refusal`.
     """
+    if os.name != "posix":
+        return
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
     except OSError as error:
         raise refusal(f"cannot read {what} {path}: {error.strerror}.") from error
-    if os.name == "posix" and mode & _OTHERS:
+    is_for_service = status.st_uid == 0 and os.geteuid() != 0
+    if status.st_mode & (_OTHERS & ~stat.S_IRGRP if is_for_service else _OTHERS):
         raise refusal(f"others may read {what} {path}; make its mode 0600.")
