@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import numpy as np
 import pytest
+import tomli_w
 import torch
 from attrs import frozen
 from torch import nn
@@ -24,6 +25,7 @@ from cohortium.ledger.ledger import Ledger
 from cohortium.plugin import Multiclass
 from cohortium.runs.evaluate import prepare_evaluation
 from cohortium.runs.evaluation_forecast import forecast_evaluation
+from cohortium.study import toml
 from cohortium.study.evaluation_study import evaluation_study
 from cohortium.study.measurement import EvaluationPlan, Measurement
 from cohortium_cnn import CNN
@@ -302,6 +304,16 @@ def test_weights_are_evaluated_by_their_own_model(
     with pytest.raises(StudyError, match=words):
         other.evaluate(tmp_path / "first", EvaluationPlan(), out=tmp_path / "elsewhere")
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_run_whose_study_has_no_table_of_the_model_is_refused(tmp_path: Path) -> None:
+    federation = study(evaluation=None)
+    federation.run(tmp_path / "first")
+    path = tmp_path / "first" / "study.toml"
+    tables = toml.read(path, what="the study") | {"model": 3}
+    path.write_text(tomli_w.dumps(tables))
+    with pytest.raises(StudyError, match="model must be a table"):
+        federation.evaluate(tmp_path / "first", EvaluationPlan(), out=tmp_path / "elsewhere")
 
 
 def test_weights_of_a_class_without_plugin_are_evaluated(tmp_path: Path) -> None:

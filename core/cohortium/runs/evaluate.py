@@ -154,6 +154,8 @@ def require_same_model(folder: Path, prepared: PreparedStudy) -> None:
         )
     path, catalog = folder / STUDY, discover()
     theirs = toml.read(path, what="the study").get("model", {})
+    if not isinstance(theirs, dict):
+        raise StudyError(f"{path}: model must be a table; put the file back as the run wrote it.")
     # An older version may have written it, without the parameters that are new since.
     # A class that no plugin offers cannot be built.
     with contextlib.suppress(PluginError, StudyError):

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from cohortium.errors import StudyError
+from cohortium.storage.plain_json import MAX_WHOLE_NUMBER
 from cohortium.study import toml
 from cohortium.text import truncate
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-MAX_NUMBER: Final = (1 << 63) - 1
 
 
 def stored_number(path: Path, key: str, default: int) -> int:
@@ -28,7 +27,7 @@ def stored_number(path: Path, key: str, default: int) -> int:
     """
     table = toml.read(path, what="the study").get("federation", {})
     value = table.get(key, default) if isinstance(table, dict) else table
-    if type(value) is not int or not 0 <= value <= MAX_NUMBER:
+    if type(value) is not int or not 0 <= value <= MAX_WHOLE_NUMBER:
         raise StudyError(
             f"{path} [federation]: {key} must be a whole number, not {truncate(value)}; put the "
             "file back as the run wrote it."
