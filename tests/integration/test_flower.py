@@ -237,7 +237,7 @@ def test_supernode_lost_during_masking_drops_its_site(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 def test_run_of_a_killed_server_app_continues(tmp_path: Path) -> None:
-    rounds, folder = 6, tmp_path / "deployment"
+    rounds, folder = 3, tmp_path / "deployment"
     federation = evolve(
         simulation(),
         aggregator=SecAgg(reconstruction_threshold=2),
