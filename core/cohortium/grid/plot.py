@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
@@ -11,7 +11,7 @@ from cohortium.data.scores import metric_name
 from cohortium.grid.rows import HOLDOUT_METRICS, headline_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from matplotlib.axes import Axes
 
@@ -28,6 +28,15 @@ MAJORITY = "most frequent class alone"
 MAX_TICKS = 8
 """Most values of an axis of which each gets a tick."""
 
+MAX_GAP = 2.0
+"""Largest distance of the most frequent class's line from the accuracies, in their own range.
+
+Farther away, the line would leave the accuracies too little room, so the legend states its place.
+"""
+
+MIN_RANGE = 1.0
+"""Least range of accuracies, in percentage points, against which that distance is measured."""
+
 
 def draw(grid: Grid, table: Sequence[Row]) -> bytes:
     """Draw an SVG of accuracies, with a dot per run.
@@ -35,8 +44,8 @@ def draw(grid: Grid, table: Sequence[Row]) -> bytes:
     It shows mean ± standard deviation. If an axis has three numbers or more, it becomes the
     horizontal axis. Each combination of the other axes then gets a line. Otherwise each cell gets a
     line of its own. A dotted line marks the accuracy of a classifier that always predicts the most
-    frequent class. Each data set has a panel, and no two share an axis. Equal tables give equal
-    bytes.
+    frequent class. Where that is far from all runs, the legend states it instead. Each data set has
+    a panel, and no two share an axis. Equal tables give equal bytes.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -152,9 +161,24 @@ class _Panel:
         axes.set_yticks(range(len(names)), names)
         axes.invert_yaxis()
         axes.set_xlabel(self.title)
-        if (level := self._level()) is not None:
-            axes.axvline(level, color="0.4", linestyle=":", linewidth=1, label=MAJORITY)
-            axes.legend(fontsize="small")
+        self._mark_majority(axes.axvline)
+
+    def _mark_majority(self, line: Callable[..., object]) -> None:
+        """Draw the accuracy of always predicting the most frequent class, and the legend.
+
+        Args:
+            line: Draws a line across the plot at an accuracy.
+        """
+        level = self._level()
+        if level is not None:
+            each = [value for row in self.rows for value in self._accuracies(row)[2]]
+            style: dict[str, Any] = {"color": "0.4", "linestyle": ":", "linewidth": 1}
+            if min(each) - level <= MAX_GAP * max(max(each) - min(each), MIN_RANGE):
+                line(level, label=MAJORITY, **style)
+            else:
+                self.axes.plot([], [], " ", label=f"{MAJORITY}: {level:.1f} %")
+        if self.axes.get_legend_handles_labels()[1]:
+            self.axes.legend(fontsize="small")
 
     def _draw_lines(self, along: str) -> None:
         """Draw lines along an axis of numbers.
@@ -168,11 +192,7 @@ class _Panel:
             groups.setdefault(", ".join(f"{k}={v}" for k, v in others.items()), []).append(row)
         for n, (name, group) in enumerate(groups.items()):
             self._draw_line(along, name, group, f"C{n % 10}")
-        level = self._level()
-        if level is not None:
-            axes.axhline(level, color="0.4", linestyle=":", linewidth=1, label=MAJORITY)
-        if axes.get_legend_handles_labels()[1]:
-            axes.legend(fontsize="small")
+        self._mark_majority(axes.axhline)
         labels = [row.cell.place[along] for row in self.rows]
         ticks = {x: label for label in labels if (x := _number(label)) is not None}
         if len(ticks) <= MAX_TICKS:

@@ -74,7 +74,7 @@ def roc(scores: Scores) -> Plot | None:
             name=curve.name,
             points=curve.points,
             tone=number,
-            label=f"{curve.name[:MAX_LABEL]} {decimal(areas.get(curve.name))}",
+            label=f"{_short(curve.name)} {decimal(areas.get(curve.name))}",
         )
         for number, curve in enumerate(worst, start=1)
     )
@@ -175,6 +175,11 @@ def side_by_side(
         lines=lines,
         limit=majority,
     )
+
+
+def _short(name: str) -> str:
+    """Return a class' name, or its beginning and an ellipsis."""
+    return name if len(name) <= MAX_LABEL else f"{name[: MAX_LABEL - 1].rstrip()}…"
 
 
 def _majority(record: Record) -> tuple[float, str] | None:

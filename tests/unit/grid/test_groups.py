@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +177,33 @@ def test_scores_on_held_out_images_are_named_by_their_metric() -> None:
         base={}, written={}, where="g.toml",
     )  # fmt: skip
     assert "AUC of the sites' own models" in plot.draw(grid, [row]).decode()
+
+
+@pytest.mark.parametrize(
+    ("share", "told"),
+    [(0.85, "most frequent class alone<"), (0.22, "most frequent class alone: 22.0 %<")],
+)
+def test_a_distant_majority_class_leaves_room_for_the_accuracies(share: float, told: str) -> None:
+    rows = [
+        grids.Row(
+            cell=grids.Cell(place={"noise": noise}, tables={}, where="the grid"),
+            images="test",
+            results={1: {
+                "data": "cells", "rounds": 1, "guarantee": None, "max_upload_bytes": 100,
+                "scores": {
+                    "images": 20, "metrics": {"accuracy": accuracy}, "majority_share": share,
+                    "groups": [],
+                },
+                "seconds": {"total": 1.0},
+            }},
+        )
+        for noise, accuracy in (("none", 0.96), ("local", 0.92))
+    ]  # fmt: skip
+    grid = grids.Grid(
+        name="g", axes=(), seeds=(1,), images="test", exclude=(), overrides=(), cli_overrides=(),
+        base={}, written={}, where="g.toml",
+    )  # fmt: skip
+    drawn = plot.draw(grid, rows).decode()
+    assert told in drawn
+    ticks = [float(text) for text in re.findall(r">(\d+(?:\.\d)?)</text>", drawn)]
+    assert min(ticks) >= 80
