@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+import math
+import textwrap
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
@@ -31,8 +33,15 @@ MAX_TICKS = 8
 MAX_GAP = 2.0
 """Largest distance of the most frequent class's line from the accuracies, in their own range.
 
-Farther away, the line would leave the accuracies too little room, so the legend states its place.
+Farther away, the line would leave the accuracies too little room. The axis's title states the
+share instead.
 """
+
+MAX_LINEAR = 20
+"""Largest ratio of the numbers on an axis for which it is linear."""
+
+MAX_TITLE = 48
+"""Most characters in a line of an axis's title."""
 
 MIN_RANGE = 1.0
 """Least range of accuracies, in percentage points, against which that distance is measured."""
@@ -44,8 +53,8 @@ def draw(grid: Grid, table: Sequence[Row]) -> bytes:
     It shows mean ± standard deviation. If an axis has three numbers or more, it becomes the
     horizontal axis. Each combination of the other axes then gets a line. Otherwise each cell gets a
     line of its own. A dotted line marks the accuracy of a classifier that always predicts the most
-    frequent class. Where that is far from all runs, the legend states it instead. Each data set has
-    a panel, and no two share an axis. Equal tables give equal bytes.
+    frequent class. Where that is far from all runs, the axis's title states it instead. Each data
+    set has a panel, and no two share an axis. Equal tables give equal bytes.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -95,9 +104,10 @@ def _numbers(grid: Grid, table: Sequence[Row]) -> str:
 
 def _number(label: str) -> float | None:
     try:
-        return float(label)
+        number = float(label)
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 @frozen(kw_only=True)
@@ -159,26 +169,27 @@ class _Panel:
             axes.scatter(each, [place] * len(each), color="C0", s=8, alpha=0.4)
         names = [row.cell.name.replace(",", ", ") for row in self.rows]
         axes.set_yticks(range(len(names)), names)
+        axes.margins(y=0.1)
         axes.invert_yaxis()
-        axes.set_xlabel(self.title)
-        self._mark_majority(axes.axvline)
+        self._label(axes.set_xlabel, axes.axvline)
 
-    def _mark_majority(self, line: Callable[..., object]) -> None:
-        """Draw the accuracy of always predicting the most frequent class, and the legend.
+    def _label(self, write: Callable[[str], object], line: Callable[..., object]) -> None:
+        """Write the title of the accuracy axis, and mark the most frequent class.
 
         Args:
+            write: Sets the label of the accuracy axis.
             line: Draws a line across the plot at an accuracy.
         """
-        level = self._level()
+        title, level = textwrap.fill(self.title, MAX_TITLE), self._level()
         if level is not None:
             each = [value for row in self.rows for value in self._accuracies(row)[2]]
-            style: dict[str, Any] = {"color": "0.4", "linestyle": ":", "linewidth": 1}
             if min(each) - level <= MAX_GAP * max(max(each) - min(each), MIN_RANGE):
-                line(level, label=MAJORITY, **style)
+                line(level, color="0.4", linestyle=":", linewidth=1, label=MAJORITY)
             else:
-                self.axes.plot([], [], " ", label=f"{MAJORITY}: {level:.1f} %")
+                title += f"\n({MAJORITY}: {level:.1f} %)"
+        write(title)
         if self.axes.get_legend_handles_labels()[1]:
-            self.axes.legend(fontsize="small")
+            self.axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
     def _draw_lines(self, along: str) -> None:
         """Draw lines along an axis of numbers.
@@ -192,13 +203,15 @@ class _Panel:
             groups.setdefault(", ".join(f"{k}={v}" for k, v in others.items()), []).append(row)
         for n, (name, group) in enumerate(groups.items()):
             self._draw_line(along, name, group, f"C{n % 10}")
-        self._mark_majority(axes.axhline)
         labels = [row.cell.place[along] for row in self.rows]
         ticks = {x: label for label in labels if (x := _number(label)) is not None}
+        if min(ticks) > 0 and max(ticks) > MAX_LINEAR * min(ticks):
+            axes.set_xscale("log")
+            axes.minorticks_off()
         if len(ticks) <= MAX_TICKS:
             axes.set_xticks(list(ticks), list(ticks.values()))
         axes.set_xlabel(along)
-        axes.set_ylabel(self.title)
+        self._label(axes.set_ylabel, axes.axhline)
 
     def _draw_line(self, along: str, name: str, group: Sequence[Row], color: str) -> None:
         axes, points = self.axes, []

@@ -181,7 +181,7 @@ def test_scores_on_held_out_images_are_named_by_their_metric() -> None:
 
 @pytest.mark.parametrize(
     ("share", "told"),
-    [(0.85, "most frequent class alone<"), (0.22, "most frequent class alone: 22.0 %<")],
+    [(0.85, "most frequent class alone<"), (0.22, "(most frequent class alone: 22.0 %)<")],
 )
 def test_a_distant_majority_class_leaves_room_for_the_accuracies(share: float, told: str) -> None:
     rows = [
