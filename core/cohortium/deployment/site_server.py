@@ -40,7 +40,7 @@ from cohortium.messages import codec
 from cohortium.messages.deployment import Acceptance, IdentifyReply, IdentifyRequest, Invitation
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.rounds.build_run_config import build_run_config
-from cohortium.runs.invite import collect_versions, version_differences
+from cohortium.runs.invite import collect_versions, shared_digest, version_differences
 from cohortium.study.toml import loads
 from cohortium.text import sanitize
 
@@ -314,7 +314,8 @@ class SiteServer:
             raise RefusalError(RefusalCode.SITE_ERROR, f"the study has no site {site_config.id}.")
         use: Use = "train" if federation.measurement is None else federation.measurement.data
         directory = _directory(invitation)
-        ours = collect_versions(loads(invitation.study, where="the invitation"))
+        tables = loads(invitation.study, where="the invitation")
+        ours = collect_versions(tables)
         invited = InvitedStudy.of(invitation, ours)
         with torch_threads(federation.threads):
             run_config = build_run_config(
@@ -355,7 +356,7 @@ class SiteServer:
             dataset_id=site_config.account_of(use).data,
             images_sha256=images.of(use).train.fingerprint.hex(),
         )
-        self._trail.accepted(invitation.session, invited.digest, use)
+        self._trail.accepted(invitation.session, invited.digest, use, shared_digest(tables))
         return active_run
 
     def _require_approval(
