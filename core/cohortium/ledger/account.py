@@ -37,14 +37,14 @@ class Account:
     # Costs that were shown to fit. Any part of them fits, too.
     _known_to_fit: Counter[AttemptCost] = field(factory=Counter, init=False, eq=False, repr=False)
 
-    def check_run(self, session: bytes, costs: Counter[AttemptCost]) -> Counter[AttemptCost]:
+    def check_run(self, session: bytes, costs: Counter[AttemptCost]) -> dict[int, AttemptCost]:
         """Refuse a run whose total cost exceeds the remaining budget.
 
-        The method charges nothing. Without a budget, it refuses nothing, and the ledger may not
+        The method charges nothing. Without a budget, no cost is too high, and the ledger may not
         exist yet.
 
         Returns:
-            Costs of the attempts of the run that are charged already. None without a budget.
+            Costs of the attempts of the run that are charged already, by number.
 
         Args:
             session: Name of the run. After a restart, attempts that are charged already count as
@@ -54,15 +54,15 @@ class Account:
         Raises:
             RefusalError: The run would overspend, or the ledger cannot be read.
         """
-        if self.budget is None:
-            return Counter()
+        if self.budget is None and not self.ledger.path.exists():
+            return {}
         try:
             with self.ledger.read_transaction() as book:
                 spent = book.charge_counts(self.data)
-                charged = Counter(book.attempts(self.data, session).values())
+                charged = book.attempts(self.data, session)
         except LedgerError as error:
             raise _unusable() from error
-        left = costs - charged
+        left = costs - Counter(charged.values())
         if left:
             self._require_room(spent, left)
         return charged

@@ -61,7 +61,8 @@ class Site:
         The site handles attempts in order: it refuses an older attempt and an attempt of another
         run.
         The site makes no attempt that the run's guarantee does not cover. So a coordinator cannot
-        have all attempts made at the round with the least noise.
+        have all attempts made at the round with the least noise. With an account, that counts the
+        attempts before a restart, too.
         The site releases one vector in each attempt, regardless of the aggregator's requests.
         A second vector would spend privacy that was not planned.
         The site stores the trainer's state before anything of the attempt leaves.
@@ -124,7 +125,9 @@ class Site:
         self.warnings: tuple[str, ...] = ()
         if policy is not None:
             policy.admit(run_config)
-        self._planned, self._made = run_config.planned_attempts(), Counter[AttemptCost]()
+        self._planned = run_config.planned_attempts()
+        # By number, because a simulation with a public seed repeats an interrupted attempt.
+        self._made: dict[int, AttemptCost] = {}
         if account is not None:
             self._made = account.check_run(run_config.session, run_config.costs())
             if account.budget is not None:
@@ -226,8 +229,8 @@ class Site:
         self.shared_model.load_global_weights()
         before = self._trainer_state.state_for(request.round)
         cost = AttemptCost.of(round_plan.mechanism, run_config.plan.guarantee)
-        made = self._made + Counter({cost: 1})
-        if not self._planned.covers(made):
+        made = {**self._made, request.attempt: cost}
+        if not self._planned.covers(Counter(made.values())):
             raise RefusalError(
                 RefusalCode.BUDGET,
                 "the study plans for no further attempt with as little noise as in this round.",

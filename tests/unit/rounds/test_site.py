@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 
 from cohortium import parameters
 from cohortium.errors import PrivacyError, StudyError
+from cohortium.ledger.account import Account
+from cohortium.ledger.ledger import Ledger
 from cohortium.messages.codec import decode_either, encode
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.plugin import (
@@ -35,12 +38,13 @@ from tests.support.federations import SmallConvNet, tiny_federation
 class Pair:
     """One coordinator and one of its sites, and the request of the first attempt."""
 
-    def __init__(self, **changes: Any) -> None:
+    def __init__(self, account: Account | None = None, **changes: Any) -> None:
         ready = tiny_federation(**changes).prepare()
         self.coordinator = Coordinator(ready.run_config)
-        self.site: Site = SimulatedSiteFactory(
-            ready.run_config, 0, ready.splits.train.select(ready.partition[0])
-        ).create()
+        self.factory = SimulatedSiteFactory(
+            ready.run_config, 0, ready.splits.train.select(ready.partition[0]), account=account
+        )
+        self.site: Site = self.factory.create()
 
     def request(self, round_: int = 0, attempt: int = 0, **changes: Any) -> bytes:
         self.coordinator.begin_attempt(round_, attempt, range(6))
@@ -94,10 +98,26 @@ def test_site_answers_only_planned_attempts() -> None:
     assert answers == ["answered"] * 3 + ["budget"] * 2
 
 
-def test_attempts_at_the_round_with_least_noise_are_limited() -> None:
+@pytest.mark.parametrize("restarts", [False, True])
+def test_attempts_at_the_round_with_least_noise_are_limited(
+    tmp_path: Path, *, restarts: bool
+) -> None:
+    """Also over restarts, of which a site without a budget has nothing but its ledger."""
     privatizer = Gaussian(noise_schedule="optimizer")
     trainer = FedSGD(sampling_rate=1.0)
-    pair = Pair(rounds=5, retries=1, trainer=trainer, privatizer=privatizer)
+    ledger = Ledger(tmp_path / "ledger.sqlite", is_synced=False)
+    pair = Pair(
+        Account(ledger, "ours"), rounds=5, retries=1, trainer=trainer, privatizer=privatizer
+    )
+    ledger.create()
+    ask = pair.ask
+
+    def answer(broadcast: bytes) -> Reply | Refusal:
+        if restarts:
+            pair.site = pair.factory.create()
+        return ask(broadcast)
+
+    pair.ask = answer  # type: ignore[method-assign]
     answers = [code(pair.ask(pair.request(attempt=attempt))) for attempt in range(4)]
     assert answers == ["answered"] * 2 + ["budget"] * 2
     assert code(pair.ask(pair.request(round_=3, attempt=4))) == "answered"
