@@ -260,18 +260,21 @@ class SiteServer:
         known = active_run.participation.reply(digest)
         if known is not None:
             return known
-        released = active_run.site.last_release
+        site = active_run.site
+        released, warned = site.last_release, len(site.warnings)
         # An answer that cannot be saved must not be sent, and may already be paid for.
-        active_run.participation.require_room(active_run.site.vector_bytes)
+        active_run.participation.require_room(site.vector_bytes)
         self._trail.try_out()
         with torch_threads(active_run.threads):
-            reply = active_run.site.answer(broadcast, own)
+            reply = site.answer(broadcast, own)
+        for warning in site.warnings[warned:]:
+            _LOG.warning("%s", sanitize(warning))
         said = codec.decode_either(reply, Reply, Refusal)
         if isinstance(said, Refusal):
             self._log_refusal(f"refused ({said.code}) attempt {said.attempt}: {said.reason}")
             self._record_refusal()
             return reply
-        has_release = active_run.site.last_release != released
+        has_release = site.last_release != released
         # The training may have taken hours, in which the approval may have ended.
         with self._approved(active_run):
             self._trail.answered(request, reply, has_release=has_release)

@@ -67,6 +67,8 @@ class Site:
         A second vector would spend privacy that was not planned.
         The site stores the trainer's state before anything of the attempt leaves.
         Every attempt at a round begins with the state that the previous round left.
+        Where sites are protected, an update that is not finite counts as zero. So a coordinator
+        that chooses the weights learns nothing from a refusal of such an update.
         With an account, the site writes an attempt to the ledger before its training begins.
         It never makes an attempt twice, also not after a restart.
         It charges an attempt after it has checked all that the reply needs: weights, journal, and
@@ -252,7 +254,8 @@ class Site:
         if self._own_model_trainer is not None:
             trained = attempt.with_own(trained, before, self._own_model_trainer)
         self._save_state(TrainerState.of(request.round, before, trained.state))
-        released = privatizer.release(whole_release(trained, self._extra), trained.weight)
+        whole = self._finite(whole_release(trained, self._extra), request.round)
+        released = privatizer.release(whole, trained.weight)
         if len(released.words) != run_config.plan.length:
             raise RefusalError(
                 RefusalCode.VECTOR,
@@ -260,6 +263,25 @@ class Site:
                 "were agreed on.",
             )
         return released
+
+    def _finite(self, vector: Tensor, round_: int) -> Tensor:
+        """Return a site's update, or zeros in its place if a value is NaN or infinite.
+
+        Zeros are within every clip, so the noise covers them as it covers the update. Where single
+        examples are protected, a vector was noised before, and a refusal tells nothing more.
+
+        Args:
+            vector: Shape (P + E,).
+            round_: Number of the round.
+        """
+        guarantee = self._run_config.plan.guarantee
+        if guarantee is None or guarantee.unit != "site" or bool(vector.isfinite().all()):
+            return vector
+        self.warnings += (
+            f"round {round_ + 1}: the site's update holds NaN or infinity, so the site released "
+            "zeros with noise in its place; a lower rate may help.",
+        )
+        return vector.new_zeros(vector.shape)
 
     @property
     def last_release(self) -> int:

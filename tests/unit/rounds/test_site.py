@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from cohortium.plugin import (
 )
 from cohortium.rounds.coordinator import Coordinator
 from cohortium.rounds.site import SimulatedSiteFactory, Site
+from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from cohortium_module import Module
@@ -239,6 +241,44 @@ def test_augmentation_is_as_secret_as_the_batches(privatizer: object, *, secret:
     first, second = drawn
     assert all(a != b for a, b in zip(first, second, strict=True)) == secret
     assert (first == second) == (not secret)
+
+
+@frozen
+class Filled(FedAvg):
+    """Has an update that the weights of a coordinator may lead to."""
+
+    value: float = 0.0
+
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
+        trained = FedAvg.train(self, task, privatizer)
+        trained.vector.fill_(0.0)[-1] = self.value
+        return trained
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("changes", [{}, {"target_unclipped": 0.5}])
+def test_update_of_a_protected_site_that_is_not_finite_counts_as_zero(
+    changes: dict[str, Any], bad: float
+) -> None:
+    """A refusal would tell what no noise covers."""
+    pairs = [
+        Pair(
+            trainer=Filled(value=value),
+            privatizer=Gaussian(unit="site", epsilon=50.0, **changes),
+            insecure_seeded_secrets=True,
+        )
+        for value in (0.0, bad)
+    ]
+    first, second = (pair.ask(pair.request()) for pair in pairs)
+    assert isinstance(first, Reply)
+    assert first == second
+    assert [len(pair.site.warnings) for pair in pairs] == [0, 1]
+    assert "round 1: the site's update holds NaN or infinity" in pairs[1].site.warnings[0]
+    assert code(pairs[1].ask(pairs[1].request(round_=1, attempt=1))) == "answered"
+
+
+def test_update_without_a_guarantee_that_is_not_finite_is_refused() -> None:
+    assert code((pair := Pair(trainer=Filled(value=math.nan))).ask(pair.request())) == "non-finite"
 
 
 class Greedy(FedSGD):
