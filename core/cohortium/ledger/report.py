@@ -11,6 +11,7 @@ import msgspec
 from attrs import frozen
 
 from cohortium.errors import LedgerError
+from cohortium.ledger.account import DELTA
 from cohortium.ledger.cost import Budget, PrivacyScope
 from cohortium.privacy.accounting import GaussianMechanism
 from cohortium.privacy.guarantee import rounded_up
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
     from cohortium.ledger.cost import AttemptCost
     from cohortium.ledger.ledger import Ledger, RunCharges
-
-DELTA = 1e-5
-"""δ of a reported ε if no budget sets another."""
 
 
 @frozen(kw_only=True)

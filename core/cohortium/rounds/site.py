@@ -277,10 +277,11 @@ class Site:
         guarantee = self._run_config.plan.guarantee
         if guarantee is None or guarantee.unit != "site" or bool(vector.isfinite().all()):
             return vector
-        self.warnings += (
+        warning = (
             f"round {round_ + 1}: the site's update holds NaN or infinity, so the site released "
-            "zeros with noise in its place; a lower rate may help.",
+            "zeros with noise in its place; a lower rate may help."
         )
+        self.warnings += (warning,)
         return vector.new_zeros(vector.shape)
 
     @property
