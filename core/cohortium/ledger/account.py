@@ -50,8 +50,8 @@ class Account:
     A coordinator chooses each run, and may have seen the releases of the runs before. So there are
     two rules, and the first charged attempt decides which of them holds for good:
 
-    - *A run alone.* Its attempts were fixed before the first release of these data, and their list
-      is within the budget (`Budget.holds`), though not by the second rule. The ledger reserves the
+    - *A run alone.* Its attempts were fixed before the first release of these data. Their list is
+      within the budget (`Budget.holds`), though not by the second rule. The ledger reserves the
       budget for this list. Later runs fit if the list as a whole and they fit by the second rule.
       Or they fit if all attempts ever made reveal no more than the list.
     - *Runs one after another.* All attempts stay within the budget, however they were chosen
@@ -60,7 +60,7 @@ class Account:
     Guarantees:
         `charge` returns only when the attempt is in the ledger.
         All that the ledger has for these data is then within the budget, also if several runs
-        charge at once, and if each run and its study were chosen by the releases before. The budget
+        charge at once. It is so even if each study was chosen by the releases before. The budget
         itself must not be.
         A refusal names public figures of the ledger, and neither the data nor the file.
 

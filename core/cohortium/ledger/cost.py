@@ -248,7 +248,7 @@ class PrivacyScope:
         return spent.epsilon
 
     def dominates(self, planned: AttemptCost, cost: AttemptCost) -> bool:
-        """Return whether `cost` reveals no more than `planned`, whatever is composed with both.
+        """Return whether `cost` reveals no more than `planned`, in any composition.
 
         That is known of Gaussian mechanisms with no less noise, no larger sampling rate and no more
         releases. More noise is noise added afterwards. A divergence of a sample's mixture is convex

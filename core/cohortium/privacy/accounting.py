@@ -64,8 +64,8 @@ MAX_EXACT_MU = 1e3
 SAMPLED_ORDER = 0.8
 """Part of a filter's best order for Gaussian noise, beyond 1, that it takes.
 
-Samples of the data have large divergences at large orders. With 0.8, the bounds on runs with rates
-from 0.01 to 1 and ε from 1 to 10 are within 6 % of those by their best order.
+Samples of the data have large divergences at large orders. Runs with rates from 0.01 to 1 and ε
+from 1 to 10 were tried. With 0.8, their bounds are within 6 % of those by their best order.
 """
 
 
@@ -170,7 +170,7 @@ def adaptive_epsilon(
     - All releases stay within a sum of Rényi divergences at one order (Feldman and Zrnic 2021). The
       order depends on `epsilon` and `delta` alone, so no choice of a mechanism moves it.
 
-    Whatever is chosen ends within one of both. So the chances that they fail add up to δ at most.
+    Every choice ends within one of both. So the chances that they fail add up to δ at most.
 
     Args:
         spends: Each mechanism, and the number of its applications.
@@ -178,8 +178,8 @@ def adaptive_epsilon(
         delta: δ of the limit.
 
     Guarantees:
-        If the result for all mechanisms ever applied is at most `epsilon`, they are together
-        (`epsilon`, `delta`)-differentially private, however each was chosen by the releases before.
+        Let the result for all mechanisms ever applied be at most `epsilon`. Then they are together
+        (`epsilon`, `delta`)-differentially private, even if releases decided the next mechanism.
         More mechanisms never have a smaller result.
     """
     whole, sampled, curves = _sorted(spends)

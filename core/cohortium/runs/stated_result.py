@@ -148,8 +148,8 @@ class StatedResult:
         """Refuse a result that is not of the run with these releases.
 
         Raises:
-            RequestError: The result names no run or another one, its completed rounds contradict
-                the releases, or its study is not the one that the site accepted.
+            RequestError: The result names no run or another one. Or its completed rounds contradict
+                the releases. Or its study is not the one that the site accepted.
             RecordError: Its study cannot be read.
         """
         self.require_session()

@@ -17,6 +17,7 @@ from cohortium.errors import LedgerError, RefusalError
 from cohortium.ledger.account import Account
 from cohortium.ledger.cost import AttemptCost, Budget, PlannedAttempts, PrivacyScope
 from cohortium.ledger.ledger import Ledger, Reservation
+from cohortium.ledger.report import build_reports
 from cohortium.privacy import accounting
 from cohortium.privacy.accounting import ORDERS, GaussianMechanism, RenyiBoundedMechanism
 from cohortium.privacy.guarantee import Adjacency, ProtectedAgainst, Unit
@@ -153,6 +154,31 @@ def test_larger_budget_frees_a_reserved_one(ledger: Ledger) -> None:
         larger.check_run(b"a third run's id", Counter({sampled(2.2): 20}))
     larger.check_run(RUN, plan)
     larger.charge(RUN, 1, 1, sampled(2.204))
+
+
+def test_outlook_and_report_state_the_rule_that_counts(ledger: Ledger) -> None:
+    account = Account(ledger, "ours", WIDE)
+    run = Counter({sampled(2.204): 60})
+    alone, twice = account.outlook(run), account.outlook(run, 2)
+    assert (alone.before, alone.is_within, twice.is_within) == (0.0, True, False)
+    assert alone.after == EVERYONE.epsilon(run, WIDE.delta) < 6.0
+    small = Counter({sampled(6.0): 10})
+    account.check_run(RUN, small)
+    for attempt in range(10):
+        account.charge(RUN, attempt, attempt, sampled(6.0))
+    after = account.outlook(small)
+    assert after.before == EVERYONE.epsilon(small, WIDE.delta)
+    assert after.after == EVERYONE.adaptive_epsilon(small + small, WIDE)
+    assert after.is_within
+    budgets = {"ours": WIDE}
+    (one,) = build_reports(ledger, budgets=budgets)
+    assert one.adaptive_epsilon is None
+    account.charge(OTHER, 0, 0, sampled(6.0))
+    (two,) = build_reports(ledger, budgets=budgets)
+    assert two.adaptive_epsilon is not None
+    assert two.epsilon < two.adaptive_epsilon < 6.0
+    assert str(two).endswith("as runs chosen one after another")
+    assert two.as_json()["adaptive_epsilon"] == two.adaptive_epsilon
 
 
 def test_run_of_an_older_ledger_continues(ledger: Ledger) -> None:
