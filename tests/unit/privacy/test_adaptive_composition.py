@@ -36,7 +36,8 @@ def remaining_delta(mechanism: GaussianMechanism, epsilon: Reals) -> Reals:
     rate, mu = mechanism.sampling_rate, 1 / mechanism.noise_multiplier
     if rate == 1:
         second = np.exp(np.minimum(epsilon + log_ndtr(-mu / 2 - epsilon / mu), 0.0))
-        return np.maximum(ndtr(mu / 2 - epsilon / mu) - second, 0.0)
+        exact: Reals = np.maximum(ndtr(mu / 2 - epsilon / mu) - second, 0.0)
+        return exact
     found = np.zeros_like(epsilon)
     for share, z in ((1 - rate, POINTS), (rate, POINTS + mu)):
         gap = epsilon[:, None] - losses(rate, mu, z)[None, :]
