@@ -208,24 +208,20 @@ class Account:
         """
         if self.budget is None:
             return None
-        spent = book.charge_counts(self.data)
+        spent, reserved = book.charge_counts(self.data), book.reservation(self.data)
         made = book.charge_counts(self.data, session) + more
         is_alone = made == spent + more
-        reserved = book.reservation(self.data)
-        plan = self._plans.get(session, Counter())
-        if reserved is None and is_alone:
-            if self._fits(ADAPTIVE, made | plan):
-                return None
-            if made.total() <= plan.total() and self._fits(FIXED, plan) and self._fits(FIXED, made):
-                return Reservation(session, plan)
-            raise self._overspending(spent, more, is_alone=True)
-        if reserved is None:
-            if not self._fits(ADAPTIVE, spent + more):
-                raise self._overspending(spent, more, is_alone=False)
+        if reserved is not None:
+            if not self._fits_beside(book, reserved, session, more):
+                raise self._overspending(spent, more, is_alone=is_alone, reserved=reserved)
             return None
-        if not self._fits_beside(book, reserved, session, more, is_alone=is_alone):
-            raise self._overspending(spent, more, is_alone=is_alone, reserved=reserved)
-        return None
+        plan = self._plans.get(session, Counter())
+        if self._fits(ADAPTIVE, spent + more if spent else plan | more):
+            return None
+        # Only before the first release: a coordinator may begin another study in the same session.
+        if not spent and self._is_part(plan, more):
+            return Reservation(session, plan)
+        raise self._overspending(spent, more, is_alone=is_alone)
 
     def _fits_beside(
         self,
@@ -233,24 +229,34 @@ class Account:
         reserved: Reservation,
         session: bytes,
         more: Counter[AttemptCost],
-        *,
-        is_alone: bool,
     ) -> bool:
         """Return whether attempts fit where the budget is reserved for a run."""
-        assert self.budget is not None
         spent, first = (book.charge_counts(self.data, s) for s in (None, reserved.session))
+        if self._is_part(reserved.plan, spent + more):
+            return True
         others = spent - first
         if session == reserved.session:
-            first = first + more
-        else:
-            others = others + more
-        is_planned = first.total() <= reserved.plan.total()
-        if is_alone and session == reserved.session:
-            return is_planned and self._fits(FIXED, reserved.plan) and self._fits(FIXED, first)
-        if self._fits(ADAPTIVE, (reserved.plan | first) + others):
-            return True
-        return _is_dominated(self.budget.scope, reserved.plan, first + others) and self._fits(
-            FIXED, reserved.plan
+            return self._fits(ADAPTIVE, (reserved.plan | (first + more)) + others)
+        return self._fits(ADAPTIVE, (reserved.plan | first) + others + more)
+
+    def _is_part(self, plan: Counter[AttemptCost], made: Counter[AttemptCost]) -> bool:
+        """Return whether attempts reveal no more than a planned list, which fits the budget.
+
+        An attempt beyond the planned ones of its cost takes the place of one that was not made, and
+        reveals no more than that.
+        """
+        assert self.budget is not None
+        scope, beyond, left = self.budget.scope, made - plan, plan - made
+        return (
+            self._fits(FIXED, plan)
+            and made.total() <= plan.total()
+            and (
+                not beyond
+                or any(
+                    times >= beyond.total() and all(scope.dominates(cost, one) for one in beyond)
+                    for cost, times in left.items()
+                )
+            )
         )
 
     def _fits(self, rule: str, wanted: Counter[AttemptCost]) -> bool:
@@ -299,7 +305,7 @@ class Account:
             fault = f", and {objection}."
         elif before == float("inf"):
             fault = ", and the spending before it has no bound."
-        elif reserved is not None and not is_alone:
+        elif reserved is not None and (not is_alone or after <= budget.epsilon):
             left = max(0, reserved.plan.total() - spent.total())
             fault = (
                 f", and it is reserved for the plan of a run before; {asked} fit only if they are "
@@ -313,17 +319,6 @@ class Account:
                 f"{rounded_up(after)}{chosen}."
             )
         return RefusalError(RefusalCode.BUDGET, f"the site's budget is {budget}{fault}")
-
-
-def _is_dominated(
-    scope: PrivacyScope, plan: Counter[AttemptCost], made: Counter[AttemptCost]
-) -> bool:
-    """Return whether attempts reveal no more than the attempts of a plan, which are all equal."""
-    return (
-        len(plan) == 1
-        and made.total() <= plan.total()
-        and all(scope.dominates(next(iter(plan)), cost) for cost in made)
-    )
 
 
 def _unusable() -> RefusalError:

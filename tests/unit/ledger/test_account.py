@@ -16,7 +16,7 @@ from cohortium.data.examples import Examples
 from cohortium.errors import LedgerError, RefusalError
 from cohortium.ledger.account import Account
 from cohortium.ledger.cost import AttemptCost, Budget, PlannedAttempts, PrivacyScope
-from cohortium.ledger.ledger import Ledger, Reservation
+from cohortium.ledger.ledger import Ledger
 from cohortium.ledger.report import build_reports
 from cohortium.privacy import accounting
 from cohortium.privacy.accounting import ORDERS, GaussianMechanism, RenyiBoundedMechanism
@@ -181,15 +181,37 @@ def test_outlook_and_report_state_the_rule_that_counts(ledger: Ledger) -> None:
     assert two.as_json()["adaptive_epsilon"] == two.adaptive_epsilon
 
 
-def test_run_of_an_older_ledger_continues(ledger: Ledger) -> None:
-    """Its first attempts were charged before there were reservations."""
-    for attempt in range(3):
-        Account(ledger, "ours").charge(RUN, attempt, attempt, sampled(2.204))
+def test_second_study_of_a_session_is_no_plan(ledger: Ledger) -> None:
+    """A coordinator names the sessions, and may have seen releases of this one."""
     account = Account(ledger, "ours", WIDE)
-    account.check_run(RUN, Counter({sampled(2.204): 60}))
-    account.charge(RUN, 3, 3, sampled(2.204))
-    with ledger.read_transaction() as book:
-        assert book.reservation("ours") == Reservation(RUN, Counter({sampled(2.204): 60}))
+    account.check_run(RUN, Counter({sampled(6.0): 10}))
+    account.charge(RUN, 0, 0, sampled(6.0))
+    plan = Counter({sampled(2.21): 59})
+    assert WIDE.holds(plan + Counter({sampled(6.0): 1}))
+    again = Account(ledger, "ours", WIDE)
+    with pytest.raises(RefusalError, match="would make it"):
+        again.check_run(RUN, plan)
+    reserved = Account(ledger, "theirs", WIDE)
+    reserved.check_run(RUN, Counter({sampled(2.204): 60}))
+    reserved.charge(RUN, 0, 0, sampled(2.204))
+    # Each list keeps to the budget, and either may be the worse one for the first release.
+    for other in (sampled(1.2, 1.0), sampled(0.6, 1e-3)):
+        assert WIDE.holds(Counter({sampled(2.204): 1, other: 1}))
+        with pytest.raises(RefusalError):
+            reserved.charge(RUN, 1, 1, other)
+
+
+def test_retry_at_a_cheaper_round_is_part_of_the_plan(ledger: Ledger) -> None:
+    """Rounds of two costs and two retries, which are planned at the costliest round."""
+    dear, cheap = sampled(2.0), sampled(2.5)
+    plan = Counter({dear: 22, cheap: 25})
+    assert WIDE.holds(plan)
+    assert not WIDE.holds_adaptively(plan)
+    account = Account(ledger, "ours", WIDE)
+    account.check_run(RUN, plan)
+    for attempt, each in enumerate([cheap] * 27 + [dear] * 20):
+        account.charge(RUN, attempt, attempt, each)
+    assert "among the 0 that are left" in refusal(account, 47, dear)
 
 
 @given(
