@@ -15,7 +15,7 @@ import sqlite3
 from collections import Counter
 from functools import cache
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from attrs import frozen
@@ -92,6 +92,11 @@ SCHEMA_ADDITIONS: tuple[tuple[str, ...], ...] = (
 The second has triggers that stop REPLACE, which deletes without the triggers on DELETE. The third
 has reservations.
 """
+
+
+_RunRow = tuple[bytes, bytes | None, int, int, str, str]
+
+_Times = Annotated[int, msgspec.Meta(ge=1)]
 
 
 @frozen(kw_only=True)
@@ -263,7 +268,7 @@ class LedgerTransaction:
     def names(self) -> list[str]:
         """Return the names of data with charges."""
         rows = self._connection.execute("SELECT DISTINCT data FROM spend ORDER BY data")
-        return [name for (name,) in rows]
+        return [name for (name,) in _typed(rows, tuple[str])]
 
     def charge_counts(self, data: str, session: bytes | None = None) -> Counter[AttemptCost]:
         """Return the number of attempts charged to `data` at each cost.
@@ -279,7 +284,9 @@ class LedgerTransaction:
             "WHERE data = ? AND (? IS NULL OR session = ?) GROUP BY spend.price ORDER BY body",
             (data, session, session),
         )
-        return Counter({_decode_cost(body): times for body, times in rows})
+        return Counter(
+            {_decode_cost(body): n for body, n in _typed(rows, tuple[bytes | None, int])}
+        )
 
     def runs(self, data: str) -> list[RunCharges]:
         """Return the charges to `data` by run, the oldest first."""
@@ -293,7 +300,7 @@ class LedgerTransaction:
             RunCharges(
                 session=s, cost=_decode_cost(body), attempts=n, rounds=rounds, first=a, last=b
             )
-            for s, body, n, rounds, a, b in rows
+            for s, body, n, rounds, a, b in _typed(rows, _RunRow)
         ]
 
     def attempts(self, data: str, session: bytes) -> dict[int, AttemptCost]:
@@ -303,7 +310,7 @@ class LedgerTransaction:
             "WHERE data = ? AND session = ?",
             (data, session),
         )
-        return {attempt: _decode_cost(body) for attempt, body in rows}
+        return {n: _decode_cost(body) for n, body in _typed(rows, tuple[int, bytes | None])}
 
     def is_charged(self, data: str, session: bytes, attempt: int) -> bool:
         """Return whether an attempt of a run was charged to `data`."""
@@ -330,13 +337,13 @@ class LedgerTransaction:
         """Return the reservation for `data`, or None."""
         if self._version() < VERSION:
             return None
-        row = self._connection.execute(
+        rows = self._connection.execute(
             "SELECT session, plan FROM reservation WHERE data = ?", (data,)
-        ).fetchone()
-        if row is None:
-            return None
-        plan = msgspec.msgpack.decode(row[1], type=list[tuple[AttemptCost, int]])
-        return Reservation(row[0], Counter(dict(plan)))
+        )
+        for session, plan in _typed(rows, tuple[bytes, bytes]):
+            found = msgspec.msgpack.decode(plan, type=list[tuple[AttemptCost, _Times]])
+            return Reservation(session, Counter(dict(found)))
+        return None
 
     def add_reservation(self, data: str, reservation: Reservation) -> None:
         """Reserve the budget of `data`, for the first time."""
@@ -351,10 +358,12 @@ class LedgerTransaction:
 
     def fingerprint(self, data: str) -> tuple[bytes, str] | None:
         """Return the last recorded fingerprint of `data` and its time, or None."""
-        row = self._connection.execute(
+        rows = self._connection.execute(
             "SELECT fingerprint, seen FROM data WHERE name = ?", (data,)
-        ).fetchone()
-        return None if row is None else (row[0], row[1])
+        )
+        for known, seen in _typed(rows, tuple[bytes, str]):
+            return known, seen
+        return None
 
     def record_fingerprint(self, data: str, fingerprint: bytes) -> None:
         """Record the present fingerprint of `data`."""
@@ -400,6 +409,16 @@ def _migrate(connection: sqlite3.Connection) -> None:
         for statement in chain.from_iterable(SCHEMA_ADDITIONS[version - 1 :]):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _typed(rows: sqlite3.Cursor, kind: Any) -> list[Any]:
+    """Return rows of values of the right types, which a column of SQLite alone does not ensure.
+
+    Raises:
+        msgspec.ValidationError: A value is of another type, so the ledger is damaged.
+    """
+    # As a builtin type, text is not decoded to bytes.
+    return [msgspec.convert(row, kind, builtin_types=(bytes,)) for row in rows]
 
 
 def _decode_cost(body: bytes | None) -> AttemptCost:

@@ -16,6 +16,7 @@ from textwrap import dedent
 from typing import Any
 
 import pytest
+from msgspec.msgpack import encode
 
 from cohortium.errors import LedgerError, RefusalError
 from cohortium.ledger.account import Account
@@ -28,6 +29,7 @@ from cohortium.ledger.ledger import (
     Ledger,
     Reservation,
 )
+from cohortium.ledger.report import build_reports
 from cohortium.privacy.accounting import ORDERS, GaussianMechanism, RenyiBoundedMechanism
 
 RUN = b"sixteen bytes id"
@@ -281,6 +283,45 @@ def test_invalid_ledger_file_gives_one_sentence(ledger: Ledger, spoil: object, w
     assert refusal.value.code == "ledger"
     # The coordinator is told neither where the file lies nor what ails it.
     assert str(ledger.path.parent) not in refusal.value.reason
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "x'00', x'{run}', 1, 0, 1, 'now'",
+        "'ours', 'text', 1, 0, 1, 'now'",
+        "'ours', -5, 1, 0, 1, 'now'",
+        "'ours', x'{run}', 'text', 0, 1, 'now'",
+        "'ours', x'{run}', 1, 0, 1, x'00'",
+    ],
+)
+def test_charge_with_values_of_other_types_is_damage(ledger: Ledger, values: str) -> None:
+    """SQLite keeps any value in any column."""
+    Account(ledger, "ours").charge(RUN, 0, 0, PRICE)
+    connection = sqlite3.connect(ledger.path)
+    connection.execute(f"INSERT INTO spend VALUES ({values})".format(run=RUN.hex()))
+    connection.commit()
+    connection.close()
+
+    def read() -> None:
+        build_reports(ledger)
+        with ledger.read_transaction() as book:
+            book.attempts("ours", RUN)
+
+    with pytest.raises(LedgerError, match="is damaged"):
+        read()
+
+
+@pytest.mark.parametrize(
+    "plan", [b"", b"\x80", b"\x91" * 5000, encode([(PRICE, -1)]), encode([(PRICE, 0.5)])]
+)
+def test_reservation_of_other_types_is_damage(ledger: Ledger, plan: bytes) -> None:
+    connection = sqlite3.connect(ledger.path)
+    connection.execute("INSERT INTO reservation VALUES ('ours', x'00', ?)", (plan,))
+    connection.commit()
+    connection.close()
+    with pytest.raises(LedgerError, match="is damaged"), ledger.read_transaction() as book:
+        book.reservation("ours")
 
 
 def test_truncated_ledger_is_refused(ledger: Ledger) -> None:
