@@ -197,10 +197,5 @@ class StatedResult:
 
 def _file_hash(path: Path) -> str:
     """Return the hash of a file, or "" if there is none."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise RecordError(f"cannot read {path}: {error.strerror}.") from error
+    data = read_if_present(path, _MAX_RESULT_BYTES, RecordError, remedy=_REMEDY)
+    return "" if data is None else hashlib.sha256(data).hexdigest()

@@ -390,6 +390,17 @@ def test_site_refuses_the_result_of_another_study(run: Path, tmp_path: Path) -> 
     assert cohortium("sign", str(run), "--site", str(file))[0] == 0
 
 
+@pytest.mark.parametrize("name", ["study.toml", "dataset.json"])
+def test_endless_file_is_refused(run: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of others may hold a link to anything."""
+    sign_result(run, LEAD)
+    monkeypatch.setattr("cohortium.runs.stated_result._MAX_RESULT_BYTES", 1 << 16)
+    (run / name).unlink()
+    (run / name).symlink_to("/dev/zero")
+    with pytest.raises(RecordError, match="is larger than"):
+        seen_signatures(run)
+
+
 def test_site_refuses_a_session_of_two_studies(run: Path, tmp_path: Path) -> None:
     file = site_with_trail(tmp_path, run, (0,), (tables(run), "00" * 32, tables(run)))
     with pytest.raises(RequestError, match="the trail has several studies of the run"):
