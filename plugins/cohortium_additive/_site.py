@@ -55,11 +55,11 @@ _PIECE = 1 << 18
 
 @define
 class Attempt:
-    """State of a site in one attempt, forgotten with it.
+    """State of a site in one attempt, of which the sum leaves the number alone.
 
     Attributes:
         number: Number of the attempt.
-        private: Private key of the site.
+        private: Private key of the site, or None after the sum.
         others: The other sites, once they are known.
         keys: Public keys of the others, once they are known.
         given: Seeds that the site has drawn for the others.
@@ -67,7 +67,7 @@ class Attempt:
     """
 
     number: int
-    private: X25519PrivateKey = field(repr=False)
+    private: X25519PrivateKey | None = field(repr=False)
     others: tuple[SiteId, ...] = ()
     keys: tuple[bytes, ...] = ()
     given: tuple[bytes, ...] = field(default=(), repr=False)
@@ -80,7 +80,8 @@ class AdditiveSite:
 
     Guarantees:
         The site answers each request once an attempt, in order.  A request that it refuses changes
-        nothing.
+        nothing.  So a key seals one seed.
+        The site forgets an attempt's secrets with its sum.
     """
 
     config: AggregationConfig
@@ -107,7 +108,7 @@ class AdditiveSite:
 
     def _share(self, now: Attempt, request: SharesRequest) -> bytes:
         sites, me = request.sites, self.site_context.site
-        if now.given:
+        if now.given or now.is_over:
             raise RefusalError(
                 RefusalCode.OUT_OF_ORDER, "seeds have been shared in this attempt already."
             )
@@ -146,10 +147,10 @@ class AdditiveSite:
                 raise RefusalError(
                     AdditiveRefusalCode.SEALED, f"the seed from site {other} does not authenticate."
                 ) from None
-        now.is_over = True
+        given, now.is_over = now.given, True
+        now.private, now.others, now.keys, now.given = None, (), (), ()
         words = vector().words.copy()
-        _combine(words, taken, now.given)
-        now.given = ()
+        _combine(words, taken, given)
         return self.config.ring.pack(words)
 
     def _current(self, ask: SiteRequest) -> Attempt:
@@ -159,7 +160,9 @@ class AdditiveSite:
 
     @property
     def _public(self) -> bytes:
-        return self._attempts[-1].private.public_key().public_bytes_raw()
+        private = self._attempts[-1].private
+        assert private is not None, "an attempt that is over has answered before"
+        return private.public_key().public_bytes_raw()
 
     def _secret(self, attempt: int) -> Randomness:
         return self.site_context.secret.derive("additive", attempt)
@@ -169,6 +172,7 @@ class AdditiveSite:
 
         It is bound to the run, the attempt and the direction.
         """
+        assert now.private is not None, "an attempt that is over has answered before"
         try:
             common = now.private.exchange(X25519PublicKey.from_public_bytes(public))
         except ValueError:

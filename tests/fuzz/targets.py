@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import tomli_w
 from attrs import frozen
 
 from cohortium import Federation
@@ -35,6 +36,7 @@ from cohortium.messages.codec import Message, decode, decode_either, encode
 from cohortium.plugin import MessageError, Randomness, RefusalError, Ring
 from cohortium.rounds.coordinator import AttemptResult, Coordinator
 from cohortium.rounds.site import SimulatedSiteFactory, Site
+from cohortium.runs.invite import SHARED_KEYS, shared_digest
 from cohortium.runs.prepare import PreparedStudy
 from cohortium.runs.signatures import SIGNATURES, seen_signatures, sign_result, summarize
 from cohortium.runs.stated_result import SiteReleases
@@ -289,13 +291,16 @@ def _signed(folder: Path) -> bytes:
     folder.mkdir()
     result = folder / "result.json"
     session = bytes(range(16))
+    tables = {"federation": dict.fromkeys(SHARED_KEYS, 1)}
+    (folder / "study.toml").write_text(tomli_w.dumps(tables))
+    digest = shared_digest(tables)
     stated = {
         "weights_sha256": "00" * 32,
         "session": session.hex(),
         "history": [{"round": 1, "attempt": 0}],
     }
     result.write_bytes(msgspec.json.encode(stated))
-    made = SiteReleases(session=session, study="", attempts=((0, 0),))
+    made = SiteReleases(session=session, study="", tables=digest, attempts=((0, 0),))
     for site, releases in ((None, None), (1, made)):
         key = SigningKey.generate(SECRET.derive("signer", site or 0))
         sign_result(folder, key, site=site, releases=releases)

@@ -72,7 +72,7 @@ TRAIL = {
     "key-changed": "at key",
     "opened": "at format trail site key",
     "refused": "at session omitted",
-    "run-accepted": "at session study use",
+    "run-accepted": "at session study use tables",
     "started": "at version",
     "study-approved": "at study by until runs",
     "study-revoked": "at study by",

@@ -45,6 +45,7 @@ def site(
       cohortium site site.toml --check
       cohortium site site.toml
     """
+    from cohortium.deployment.core_dumps import forbid_core_dumps
     from cohortium.deployment.site_config import SiteConfig
     from cohortium.deployment.site_server import SiteServer
     from cohortium.deployment.socket_access import AllowedUsers
@@ -52,6 +53,7 @@ def site(
 
     if page is not None and not check:
         raise RequestError("--page is the page of --check; give both, or neither.")
+    forbid_core_dumps()
     site_config = SiteConfig.read(path)
     if check:
         beside = (site_config.folder / site_config.ledger).parent

@@ -138,9 +138,13 @@ class AuditTrail:
         """Record that the site's process has started."""
         self.write(entries.Started(at=self._now(), version=version("cohortium")))
 
-    def accepted(self, session: bytes, study: str, use: str) -> None:
+    def accepted(self, session: bytes, study: str, use: str, tables: str) -> None:
         """Record that the site takes part in a run."""
-        self.write(entries.RunAccepted(at=self._now(), session=session.hex(), study=study, use=use))
+        self.write(
+            entries.RunAccepted(
+                at=self._now(), session=session.hex(), study=study, use=use, tables=tables
+            )
+        )
 
     def answered(self, request: Request, answer: bytes, *, has_release: bool) -> None:
         """Record an answer, before it leaves."""

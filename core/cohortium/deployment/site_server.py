@@ -40,7 +40,7 @@ from cohortium.messages import codec
 from cohortium.messages.deployment import Acceptance, IdentifyReply, IdentifyRequest, Invitation
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.rounds.build_run_config import build_run_config
-from cohortium.runs.invite import collect_versions, version_differences
+from cohortium.runs.invite import collect_versions, shared_digest, version_differences
 from cohortium.study.toml import loads
 from cohortium.text import sanitize
 
@@ -260,18 +260,21 @@ class SiteServer:
         known = active_run.participation.reply(digest)
         if known is not None:
             return known
-        released = active_run.site.last_release
+        site = active_run.site
+        released, warned = site.last_release, len(site.warnings)
         # An answer that cannot be saved must not be sent, and may already be paid for.
-        active_run.participation.require_room(active_run.site.vector_bytes)
+        active_run.participation.require_room(site.vector_bytes)
         self._trail.try_out()
         with torch_threads(active_run.threads):
-            reply = active_run.site.answer(broadcast, own)
+            reply = site.answer(broadcast, own)
+        for warning in site.warnings[warned:]:
+            _LOG.warning("%s", sanitize(warning))
         said = codec.decode_either(reply, Reply, Refusal)
         if isinstance(said, Refusal):
             self._log_refusal(f"refused ({said.code}) attempt {said.attempt}: {said.reason}")
             self._record_refusal()
             return reply
-        has_release = active_run.site.last_release != released
+        has_release = site.last_release != released
         # The training may have taken hours, in which the approval may have ended.
         with self._approved(active_run):
             self._trail.answered(request, reply, has_release=has_release)
@@ -314,7 +317,8 @@ class SiteServer:
             raise RefusalError(RefusalCode.SITE_ERROR, f"the study has no site {site_config.id}.")
         use: Use = "train" if federation.measurement is None else federation.measurement.data
         directory = _directory(invitation)
-        ours = collect_versions(loads(invitation.study, where="the invitation"))
+        tables = loads(invitation.study, where="the invitation")
+        ours = collect_versions(tables)
         invited = InvitedStudy.of(invitation, ours)
         with torch_threads(federation.threads):
             run_config = build_run_config(
@@ -355,7 +359,7 @@ class SiteServer:
             dataset_id=site_config.account_of(use).data,
             images_sha256=images.of(use).train.fingerprint.hex(),
         )
-        self._trail.accepted(invitation.session, invited.digest, use)
+        self._trail.accepted(invitation.session, invited.digest, use, shared_digest(tables))
         return active_run
 
     def _require_approval(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from attrs import frozen
 
+from cohortium.ledger.account import DELTA
 from cohortium.ledger.cost import AttemptCost, Budget, PrivacyScope
-from cohortium.ledger.report import DELTA
 from cohortium.privacy.guarantee import Guarantee  # noqa: TC001 - msgspec reads it
 from cohortium.privacy.mechanisms import Mechanism  # noqa: TC001 - msgspec reads it
 from cohortium.reporting.stored import Terms
@@ -120,17 +120,16 @@ class Spending:
         Raises:
             LedgerError: The ledger cannot be used.
         """
-        with account.ledger.read_transaction() as book:
-            spent = book.charge_counts(facts.data)
-        more = Counter({cost: runs * times for cost, times in facts.costs})
         budget = account.budget
-        scope = PrivacyScope.of(spent + more) if budget is None else budget.scope
-        delta = DELTA if budget is None else budget.delta
+        costs = Counter[AttemptCost]()
+        for cost, times in facts.costs:
+            costs[cost] += times
+        found = account.outlook(costs, runs)
         return cls(
-            now=scope.epsilon(spent, delta),
-            after=scope.epsilon(spent + more, delta),
-            delta=delta,
-            scope=scope,
+            now=found.before,
+            after=found.after,
+            delta=DELTA if budget is None else budget.delta,
+            scope=found.scope,
             budget=budget,
-            is_within=budget is None or budget.holds(spent + more),
+            is_within=found.is_within,
         )

@@ -243,16 +243,18 @@ def released_in(path: Path, key: bytes, session: str) -> SiteReleases:
 
     Raises:
         RecordError: A line was altered, or the file cannot be read.
-        RequestError: The site has made no release in that run.
+        RequestError: The site has made no release in that run, or has accepted several studies
+            under its session.
     """
     check_trail(path, (key,))
     made: list[tuple[int, int]] = []
-    study = ""
+    study, tables = "", set[str]()
     with path.open("rb") as file:
         for link in links(file):
             entry = entries.decode_entry(link)
             if isinstance(entry, entries.RunAccepted) and entry.session == session:
                 study = entry.study
+                tables.add(entry.tables)
             elif isinstance(entry, entries.Answered) and entry.session == session:
                 made += [(entry.round, entry.attempt)] * entry.has_release
     if not made:
@@ -260,7 +262,18 @@ def released_in(path: Path, key: bytes, session: str) -> SiteReleases:
             f"the trail has no release in the run {session[:8]} of this result; `cohortium trail` "
             "shows the runs that it has."
         )
-    return SiteReleases(session=bytes.fromhex(session), study=study, attempts=tuple(made))
+    if len(tables) > 1:
+        # The site forgets the invitation of an old run, and a coordinator draws the sessions.
+        raise RequestError(
+            f"the trail has several studies of the run {session[:8]}, so the site cannot tell for "
+            "which of them it would sign; ask the coordinator to sign with --key."
+        )
+    return SiteReleases(
+        session=bytes.fromhex(session),
+        study=study,
+        tables="".join(tables),
+        attempts=tuple(made),
+    )
 
 
 def _sentence(entry: AnyEntry) -> str:

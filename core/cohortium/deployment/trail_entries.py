@@ -115,11 +115,14 @@ class RunAccepted(Entry, frozen=True, kw_only=True, tag="run-accepted"):
         session: Session of the run.
         study: Digest of its study.
         use: Images of the run: "train" or "test".
+        tables: Digest of the study's tables alone (see `shared_digest`). It is "" in the entries
+            of an older version.
     """
 
     session: Hex
     study: Hex
     use: Annotated[str, msgspec.Meta(max_length=20)]
+    tables: Hex = ""
 
 
 class Answered(Entry, frozen=True, kw_only=True, tag="answered"):

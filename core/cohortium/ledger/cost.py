@@ -17,7 +17,12 @@ from attrs.validators import ge, gt, in_, lt
 
 from cohortium.privacy import accounting
 from cohortium.privacy.guarantee import MIN_DELTA, Adjacency, ProtectedAgainst, Unit
-from cohortium.privacy.mechanisms import NOISES, Mechanism, RenyiBoundedMechanism
+from cohortium.privacy.mechanisms import (
+    NOISES,
+    GaussianMechanism,
+    Mechanism,
+    RenyiBoundedMechanism,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -242,6 +247,32 @@ class PrivacyScope:
         (spent,) = accounting.compose(mechanisms, delta)
         return spent.epsilon
 
+    def dominates(self, planned: AttemptCost, cost: AttemptCost) -> bool:
+        """Return whether `cost` reveals no more than `planned`, in any composition.
+
+        That is known of Gaussian mechanisms with no less noise, no larger sampling rate and no more
+        releases. More noise is noise added afterwards. A divergence of a sample's mixture is convex
+        in the rate and zero at zero, so it grows with the rate.
+        """
+        most, one = self.effective_mechanism(planned), self.effective_mechanism(cost)
+        if not isinstance(most, GaussianMechanism) or not isinstance(one, GaussianMechanism):
+            return False
+        return (
+            one.noise_multiplier >= most.noise_multiplier
+            and one.sampling_rate <= most.sampling_rate
+            and one.num_releases <= most.num_releases
+        )
+
+    def adaptive_epsilon(self, costs: Mapping[AttemptCost, int], budget: Budget) -> float:
+        """Return ε at the budget's δ of attempts that were chosen one after another.
+
+        It is infinity without a bound. See `accounting.adaptive_epsilon`.
+        """
+        mechanisms = self.mechanisms(costs)
+        if mechanisms is None:
+            return float("inf")
+        return accounting.adaptive_epsilon(mechanisms, epsilon=budget.epsilon, delta=budget.delta)
+
     def __str__(self) -> str:
         whom = "everyone" if self.against == "everyone" else "the coordinator"
         return f"one {self.unit} against {whom}"
@@ -275,8 +306,12 @@ class Budget:
     delta: float = field(validator=[gt(0.0), ge(MIN_DELTA), lt(1.0)])
     scope: PrivacyScope
 
+    def holds_adaptively(self, costs: Mapping[AttemptCost, int]) -> bool:
+        """Return whether `costs` stay within the budget, however each of them was chosen."""
+        return self.scope.adaptive_epsilon(costs, self) <= self.epsilon
+
     def holds(self, costs: Mapping[AttemptCost, int]) -> bool:
-        """Return whether all `costs` together stay within the budget."""
+        """Return whether `costs` stay within the budget, if they were fixed before the first."""
         mechanisms = self.scope.mechanisms(costs)
         return mechanisms is not None and accounting.within_budget(
             mechanisms, epsilon=self.epsilon, delta=self.delta

@@ -14,7 +14,8 @@ import datetime as dt
 import sqlite3
 from collections import Counter
 from functools import cache
-from typing import TYPE_CHECKING
+from itertools import chain
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 from attrs import frozen
@@ -30,10 +31,10 @@ if TYPE_CHECKING:
 APPLICATION = 0x436F6874
 """Application ID in SQLite's header of the file: "Coht"."""
 
-VERSION = 2
+VERSION = 3
 """Version of the schema.
 
-The first version had no `SCHEMA_ADDITIONS`. Its ledgers receive them at the next write.
+A ledger of an older version receives the missing `SCHEMA_ADDITIONS` at the next write.
 """
 
 LOCK_TIMEOUT = 60.0
@@ -61,16 +62,41 @@ CREATE TRIGGER prices_stay_as_they_are BEFORE UPDATE ON price
     BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END;
 """
 
-SCHEMA_ADDITIONS = (
-    """CREATE TRIGGER spends_are_new BEFORE INSERT ON spend
+SCHEMA_ADDITIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """CREATE TRIGGER spends_are_new BEFORE INSERT ON spend
     WHEN EXISTS (SELECT 1 FROM spend
         WHERE data = NEW.data AND session = NEW.session AND attempt = NEW.attempt)
     BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END""",
-    """CREATE TRIGGER prices_are_new BEFORE INSERT ON price
+        """CREATE TRIGGER prices_are_new BEFORE INSERT ON price
     WHEN EXISTS (SELECT 1 FROM price WHERE id = NEW.id OR body = NEW.body)
     BEGIN SELECT RAISE(ABORT, 'what was spent stays spent'); END""",
+    ),
+    (
+        """CREATE TABLE reservation (
+    data TEXT PRIMARY KEY,
+    session BLOB NOT NULL,
+    plan BLOB NOT NULL
+) WITHOUT ROWID""",
+        """CREATE TRIGGER reservations_stay BEFORE DELETE ON reservation
+    BEGIN SELECT RAISE(ABORT, 'what was reserved stays reserved'); END""",
+        """CREATE TRIGGER reservations_stay_as_they_are BEFORE UPDATE ON reservation
+    BEGIN SELECT RAISE(ABORT, 'what was reserved stays reserved'); END""",
+        """CREATE TRIGGER reservations_are_new BEFORE INSERT ON reservation
+    WHEN EXISTS (SELECT 1 FROM reservation WHERE data = NEW.data)
+    BEGIN SELECT RAISE(ABORT, 'what was reserved stays reserved'); END""",
+    ),
 )
-"""Triggers that stop REPLACE, which deletes without the triggers on DELETE."""
+"""Statements of each version after the first.
+
+The second has triggers that stop REPLACE, which deletes without the triggers on DELETE. The third
+has reservations.
+"""
+
+
+_RunRow = tuple[bytes, bytes | None, int, int, str, str]
+
+_Times = Annotated[int, msgspec.Meta(ge=1)]
 
 
 @frozen(kw_only=True)
@@ -92,6 +118,19 @@ class RunCharges:
     rounds: int
     first: str
     last: str
+
+
+@frozen
+class Reservation:
+    """A run for whose whole plan the budget of some data is reserved.
+
+    Attributes:
+        session: 16 bytes that name the run.
+        plan: Number of planned attempts at each cost.
+    """
+
+    session: bytes
+    plan: Counter[AttemptCost]
 
 
 @frozen
@@ -229,19 +268,25 @@ class LedgerTransaction:
     def names(self) -> list[str]:
         """Return the names of data with charges."""
         rows = self._connection.execute("SELECT DISTINCT data FROM spend ORDER BY data")
-        return [name for (name,) in rows]
+        return [name for (name,) in _typed(rows, tuple[str])]
 
-    def charge_counts(self, data: str) -> Counter[AttemptCost]:
+    def charge_counts(self, data: str, session: bytes | None = None) -> Counter[AttemptCost]:
         """Return the number of attempts charged to `data` at each cost.
 
         The order depends on the costs alone.
+
+        Args:
+            data: The hospital's name for the data.
+            session: Name of the only run to count, or None for all runs.
         """
         rows = self._connection.execute(
             "SELECT body, COUNT(*) FROM spend LEFT JOIN price ON price.id = spend.price "
-            "WHERE data = ? GROUP BY spend.price ORDER BY body",
-            (data,),
+            "WHERE data = ? AND (? IS NULL OR session = ?) GROUP BY spend.price ORDER BY body",
+            (data, session, session),
         )
-        return Counter({_decode_cost(body): times for body, times in rows})
+        return Counter(
+            {_decode_cost(body): n for body, n in _typed(rows, tuple[bytes | None, int])}
+        )
 
     def runs(self, data: str) -> list[RunCharges]:
         """Return the charges to `data` by run, the oldest first."""
@@ -255,7 +300,7 @@ class LedgerTransaction:
             RunCharges(
                 session=s, cost=_decode_cost(body), attempts=n, rounds=rounds, first=a, last=b
             )
-            for s, body, n, rounds, a, b in rows
+            for s, body, n, rounds, a, b in _typed(rows, _RunRow)
         ]
 
     def attempts(self, data: str, session: bytes) -> dict[int, AttemptCost]:
@@ -265,7 +310,7 @@ class LedgerTransaction:
             "WHERE data = ? AND session = ?",
             (data, session),
         )
-        return {attempt: _decode_cost(body) for attempt, body in rows}
+        return {n: _decode_cost(body) for n, body in _typed(rows, tuple[int, bytes | None])}
 
     def is_charged(self, data: str, session: bytes, attempt: int) -> bool:
         """Return whether an attempt of a run was charged to `data`."""
@@ -288,12 +333,37 @@ class LedgerTransaction:
             (data, session, attempt, round_, _now(), body),
         )
 
+    def reservation(self, data: str) -> Reservation | None:
+        """Return the reservation for `data`, or None."""
+        if self._version() < VERSION:
+            return None
+        rows = self._connection.execute(
+            "SELECT session, plan FROM reservation WHERE data = ?", (data,)
+        )
+        for session, plan in _typed(rows, tuple[bytes, bytes]):
+            found = msgspec.msgpack.decode(plan, type=list[tuple[AttemptCost, _Times]])
+            return Reservation(session, Counter(dict(found)))
+        return None
+
+    def add_reservation(self, data: str, reservation: Reservation) -> None:
+        """Reserve the budget of `data`, for the first time."""
+        plan = msgspec.msgpack.encode(list(reservation.plan.items()))
+        self._connection.execute(
+            "INSERT INTO reservation VALUES (?, ?, ?)", (data, reservation.session, plan)
+        )
+
+    def _version(self) -> int:
+        (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+        return int(version)
+
     def fingerprint(self, data: str) -> tuple[bytes, str] | None:
         """Return the last recorded fingerprint of `data` and its time, or None."""
-        row = self._connection.execute(
+        rows = self._connection.execute(
             "SELECT fingerprint, seen FROM data WHERE name = ?", (data,)
-        ).fetchone()
-        return None if row is None else (row[0], row[1])
+        )
+        for known, seen in _typed(rows, tuple[bytes, str]):
+            return known, seen
+        return None
 
     def record_fingerprint(self, data: str, fingerprint: bytes) -> None:
         """Record the present fingerprint of `data`."""
@@ -304,7 +374,8 @@ class LedgerTransaction:
 
 def _create_schema(connection: sqlite3.Connection, version: int) -> None:
     """Create a ledger of the format `version` in an empty file."""
-    added = "".join(f"{statement};\n" for statement in SCHEMA_ADDITIONS) if version > 1 else ""
+    statements = chain.from_iterable(SCHEMA_ADDITIONS[: version - 1])
+    added = "".join(f"{statement};\n" for statement in statements)
     connection.executescript(
         f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = "
         f"{version};{INITIAL_SCHEMA}{added}"
@@ -332,12 +403,22 @@ def _schema_of(connection: sqlite3.Connection) -> tuple[tuple[str | None, ...], 
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
-    """Add the missing triggers to a ledger of the first format."""
+    """Add the missing tables and triggers to a ledger of an older format."""
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version < VERSION:
-        for statement in SCHEMA_ADDITIONS:
+        for statement in chain.from_iterable(SCHEMA_ADDITIONS[version - 1 :]):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _typed(rows: sqlite3.Cursor, kind: Any) -> list[Any]:
+    """Return rows of values of the right types, which a column of SQLite alone does not ensure.
+
+    Raises:
+        msgspec.ValidationError: A value is of another type, so the ledger is damaged.
+    """
+    # As a builtin type, text is not decoded to bytes.
+    return [msgspec.convert(row, kind, builtin_types=(bytes,)) for row in rows]
 
 
 def _decode_cost(body: bytes | None) -> AttemptCost:

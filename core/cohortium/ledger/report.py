@@ -11,6 +11,7 @@ import msgspec
 from attrs import frozen
 
 from cohortium.errors import LedgerError
+from cohortium.ledger.account import DELTA
 from cohortium.ledger.cost import Budget, PrivacyScope
 from cohortium.privacy.accounting import GaussianMechanism
 from cohortium.privacy.guarantee import rounded_up
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
     from cohortium.ledger.cost import AttemptCost
     from cohortium.ledger.ledger import Ledger, RunCharges
 
-DELTA = 1e-5
-"""δ of a reported ε if no budget sets another."""
+
+SEVERAL = 2
 
 
 @frozen(kw_only=True)
@@ -45,9 +46,12 @@ class LedgerReport:
         data: The hospital's name for the data.
         scope: Unit and adversary of ε: the budget's, or else the strongest that hold for all runs.
         delta: δ at which ε is reported.
-        epsilon: ε of everything together, or infinity if a part has no bound.
+        epsilon: ε of everything together, as a list that was fixed in advance, or infinity if a
+            part has no bound.
         runs: Entries by run, the oldest first.
         budget: The most that may be spent, if it is known.
+        adaptive_epsilon: ε at the budget's δ of several runs that were chosen one after another, by
+            which the budget is held. None without a budget, or for one run.
     """
 
     data: str
@@ -56,12 +60,16 @@ class LedgerReport:
     epsilon: float
     runs: tuple[RunEntry, ...]
     budget: Budget | None = None
+    adaptive_epsilon: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return plain values, with null for an ε without a bound."""
         return {
             "data": self.data,
             "epsilon": _finite(self.epsilon),
+            "adaptive_epsilon": None
+            if self.adaptive_epsilon is None
+            else _finite(self.adaptive_epsilon),
             "delta": self.delta,
             **attrs.asdict(self.scope),
             "budget": None if self.budget is None else attrs.asdict(self.budget),
@@ -82,6 +90,8 @@ class LedgerReport:
     def __str__(self) -> str:
         limit = "" if self.budget is None else f", of a budget of {self.budget}"
         spent = f"ε = {format_epsilon(self.epsilon)} at δ = {self.delta:g} for {self.scope}"
+        if self.adaptive_epsilon is not None:
+            limit += f"; {format_epsilon(self.adaptive_epsilon)} as runs chosen one after another"
         return f"{self.data}: {spent}{limit}" if self.runs else f"{self.data}: ε = 0{limit}"
 
 
@@ -127,6 +137,9 @@ def build_reports(
                 for run in runs
             ),
             budget=budget,
+            adaptive_epsilon=None
+            if budget is None or len({run.session for run in runs}) < SEVERAL
+            else budget.scope.adaptive_epsilon(costs, budget),
         )
 
     return [statement(name, runs) for name, runs in kept.items()]

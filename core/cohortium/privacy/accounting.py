@@ -35,6 +35,7 @@ __all__ = (
     "GaussianMechanism",
     "Mechanism",
     "RenyiBoundedMechanism",
+    "adaptive_epsilon",
     "calibrate_noise_multiplier",
     "compose",
     "gaussian_mu",
@@ -58,6 +59,14 @@ No mechanism with a larger ε protects.
 
 MAX_EXACT_MU = 1e3
 """Largest μ of a Gaussian whose ε is computed by the exact formula. Beyond it, a bound is."""
+
+
+SAMPLED_ORDER = 0.8
+"""Part of a filter's best order for Gaussian noise, beyond 1, that it takes.
+
+Samples of the data have large divergences at large orders. Runs with rates from 0.01 to 1 and ε
+from 1 to 10 were tried. With 0.8, their bounds are within 6 % of those by their best order.
+"""
 
 
 @frozen
@@ -146,6 +155,54 @@ def within_budget(spends: Iterable[tuple[Mechanism, int]], *, epsilon: float, de
     return spent.epsilon <= epsilon
 
 
+def adaptive_epsilon(
+    spends: Iterable[tuple[Mechanism, int]], *, epsilon: float, delta: float
+) -> float:
+    """Return a bound on ε at `delta` that also holds for mechanisms chosen one after another.
+
+    `compose` is for a list of mechanisms that was fixed before the first release. Somebody who
+    chooses a mechanism after seeing the releases before it may reach a δ twice as large as that of
+    any single list. So a limit on all that is ever released needs a *privacy filter* (Rogers, Roth,
+    Ullman, Vadhan 2016). It stops before this function's result exceeds `epsilon`. Each of two
+    filters has half of δ:
+
+    - Releases without sampling stay within a sum of 1/σ² (Smith and Thakurta 2022).
+    - All releases stay within a sum of Rényi divergences at one order (Feldman and Zrnic 2021). The
+      order depends on `epsilon` and `delta` alone, so no choice of a mechanism moves it.
+
+    Every choice ends within one of both. So the chances that they fail add up to δ at most.
+
+    Args:
+        spends: Each mechanism, and the number of its applications.
+        epsilon: The limit, fixed in advance.
+        delta: δ of the limit.
+
+    Guarantees:
+        Let the result for all mechanisms ever applied be at most `epsilon`. Then they are together
+        (`epsilon`, `delta`)-differentially private, even if releases decided the next mechanism.
+        More mechanisms never have a smaller result.
+    """
+    whole, sampled, curves = _sorted(spends)
+    half = delta / 2
+    order = _order(epsilon, half)
+    curve = _curve(whole, sampled, curves)
+    renyi = max(0.0, float((curve + _offsets(half))[order]))
+    if not sampled and not curves:
+        return min(renyi, _gaussian_epsilon(whole, half))
+    return renyi
+
+
+def _order(epsilon: float, delta: float) -> int:
+    """Return the position in `ORDERS` of the order by which a filter counts.
+
+    The divergence of Gaussian noise grows with the order in a straight line. So the order with the
+    largest (ε - offset) / α has room for most of it. `SAMPLED_ORDER` is for sampling.
+    """
+    orders = np.array(ORDERS)
+    best = orders[np.argmax((epsilon - _offsets(delta)) / orders)]
+    return int(np.argmin(np.abs(orders - 1 - SAMPLED_ORDER * (best - 1))))
+
+
 def _sorted(
     spends: Iterable[tuple[Mechanism, int]],
 ) -> tuple[float, list[tuple[GaussianMechanism, int]], list[tuple[RenyiBoundedMechanism, int]]]:
@@ -228,9 +285,16 @@ def _converted(curve: NDArray[np.float64], delta: float) -> float:
 
     The conversion is that of Balle et al. 2020, Theorem 21.
     """
+    return max(0.0, float(np.min(curve + _offsets(delta))))
+
+
+def _offsets(delta: float) -> NDArray[np.float64]:
+    """Return the difference of ε and the Rényi divergence, at each of `ORDERS`."""
     orders = np.array(ORDERS)
-    bounds = curve - (np.log(delta) + np.log(orders)) / (orders - 1) + np.log((orders - 1) / orders)
-    return max(0.0, float(np.min(bounds)))
+    found: NDArray[np.float64] = np.log((orders - 1) / orders) - (
+        np.log(delta) + np.log(orders)
+    ) / (orders - 1)
+    return found
 
 
 def calibrate_noise_multiplier(

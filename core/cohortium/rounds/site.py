@@ -61,11 +61,14 @@ class Site:
         The site handles attempts in order: it refuses an older attempt and an attempt of another
         run.
         The site makes no attempt that the run's guarantee does not cover. So a coordinator cannot
-        have all attempts made at the round with the least noise.
+        have all attempts made at the round with the least noise. With an account, that counts the
+        attempts before a restart, too.
         The site releases one vector in each attempt, regardless of the aggregator's requests.
         A second vector would spend privacy that was not planned.
         The site stores the trainer's state before anything of the attempt leaves.
         Every attempt at a round begins with the state that the previous round left.
+        Where sites are protected, an update that is not finite counts as zero. So a coordinator
+        that chooses the weights learns nothing from a refusal of such an update.
         With an account, the site writes an attempt to the ledger before its training begins.
         It never makes an attempt twice, also not after a restart.
         It charges an attempt after it has checked all that the reply needs: weights, journal, and
@@ -124,7 +127,9 @@ class Site:
         self.warnings: tuple[str, ...] = ()
         if policy is not None:
             policy.admit(run_config)
-        self._planned, self._made = run_config.planned_attempts(), Counter[AttemptCost]()
+        self._planned = run_config.planned_attempts()
+        # By number, because a simulation with a public seed repeats an interrupted attempt.
+        self._made: dict[int, AttemptCost] = {}
         if account is not None:
             self._made = account.check_run(run_config.session, run_config.costs())
             if account.budget is not None:
@@ -226,8 +231,8 @@ class Site:
         self.shared_model.load_global_weights()
         before = self._trainer_state.state_for(request.round)
         cost = AttemptCost.of(round_plan.mechanism, run_config.plan.guarantee)
-        made = self._made + Counter({cost: 1})
-        if not self._planned.covers(made):
+        made = {**self._made, request.attempt: cost}
+        if not self._planned.covers(Counter(made.values())):
             raise RefusalError(
                 RefusalCode.BUDGET,
                 "the study plans for no further attempt with as little noise as in this round.",
@@ -249,7 +254,8 @@ class Site:
         if self._own_model_trainer is not None:
             trained = attempt.with_own(trained, before, self._own_model_trainer)
         self._save_state(TrainerState.of(request.round, before, trained.state))
-        released = privatizer.release(whole_release(trained, self._extra), trained.weight)
+        whole = self._finite(whole_release(trained, self._extra), request.round)
+        released = privatizer.release(whole, trained.weight)
         if len(released.words) != run_config.plan.length:
             raise RefusalError(
                 RefusalCode.VECTOR,
@@ -257,6 +263,26 @@ class Site:
                 "were agreed on.",
             )
         return released
+
+    def _finite(self, vector: Tensor, round_: int) -> Tensor:
+        """Return a site's update, or zeros in its place if a value is NaN or infinite.
+
+        Zeros are within every clip, so the noise covers them as it covers the update. Where single
+        examples are protected, a vector was noised before, and a refusal tells nothing more.
+
+        Args:
+            vector: Shape (P + E,).
+            round_: Number of the round.
+        """
+        guarantee = self._run_config.plan.guarantee
+        if guarantee is None or guarantee.unit != "site" or bool(vector.isfinite().all()):
+            return vector
+        warning = (
+            f"round {round_ + 1}: the site's update holds NaN or infinity, so the site released "
+            "zeros with noise in its place; a lower rate may help."
+        )
+        self.warnings += (warning,)
+        return vector.new_zeros(vector.shape)
 
     @property
     def last_release(self) -> int:

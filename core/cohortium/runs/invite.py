@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import TYPE_CHECKING, Any, cast
 
 import tomli_w
@@ -139,11 +141,7 @@ def _warnings(accepted: Mapping[SiteId, Acceptance], examples: int, table: str) 
 
 def build_invitation(prepared: PreparedStudy) -> Invitation:
     """Return the invitation for the sites of a deployment."""
-    whole = toml.loads(prepared.federation.as_toml(), where="the study")
-    sent = (*AGREED, *(name for name in OPTIONAL if name in whole))
-    shared = {name: dict(whole[name]) for name in sent}
-    shared["federation"] = {key: whole["federation"][key] for key in SHARED_KEYS}
-    _remove_folders(shared)
+    shared = shared_tables(toml.loads(prepared.federation.as_toml(), where="the study"))
     directory = prepared.run_config.directory
     return Invitation(
         session=prepared.run_config.session,
@@ -151,6 +149,26 @@ def build_invitation(prepared: PreparedStudy) -> Invitation:
         directory="" if directory is None else str(directory),
         versions=collect_versions(shared),
     )
+
+
+def shared_tables(whole: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of a study's tables that every site is sent.
+
+    A simulated study has fewer of these tables than a deployed one.
+    """
+    shared = {name: dict(whole[name]) for name in (*AGREED, *OPTIONAL) if name in whole}
+    shared["federation"] = {key: whole["federation"][key] for key in SHARED_KEYS}
+    _remove_folders(shared)
+    return shared
+
+
+def shared_digest(shared: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the tables that every site is sent, as hexadecimal digits.
+
+    It is a function of the keys and values, and not of their order or their form in TOML.
+    """
+    text = json.dumps(shared, sort_keys=True, default=str)
+    return hashlib.sha256(b"cohortium shared tables 1\x1f" + text.encode()).hexdigest()
 
 
 def _remove_folders(shared: Mapping[str, Any]) -> None:

@@ -14,7 +14,8 @@ Guarantees:
     A site's signature also states its study, the session in which it made releases, and their
     number, as the site's own trail has them. It is valid only if the result names the same session.
     So a site that took part in one run cannot vouch for the result of another, be it of the same
-    study. A site signs only if no completed round contradicts its trail.
+    study. A site signs only if no completed round contradicts its trail, and if the study next to
+    the result is the one that it accepted for this session.
 
     Signatures of older versions covered less, and none is valid any more. Results of older versions
     name no session, and no site signs them.
@@ -166,8 +167,8 @@ def sign_result(
 
     Raises:
         RequestError: The run is not finished, another key has signed it, or the directory has
-            another owner of `key`. Or the result is not of the run in which the site made its
-            releases.
+            another owner of `key`. Or the result is not of the run and the study in which the site
+            made its releases.
         RecordError: The result or the signatures there are damaged, or too many.
         RunError: The signature cannot be written.
     """

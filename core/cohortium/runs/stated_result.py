@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import msgspec
 from attrs import asdict, frozen
 
-from cohortium.errors import RecordError, RequestError
+from cohortium.errors import RecordError, RefusalError, RequestError, StudyError
 from cohortium.runs.dataset_info import DATASET_INFO
+from cohortium.runs.invite import shared_digest, shared_tables
 from cohortium.runs.result import RESULT
 from cohortium.storage.bounded_read import read_if_present
+from cohortium.study import toml
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,11 +69,13 @@ class SiteReleases:
     Attributes:
         session: Session of the run.
         study: Digest of the study that the site accepted, or "" if the trail has none.
+        tables: Digest of that study's tables, of `shared_digest`, or "" if the trail has none.
         attempts: Round and attempt of each release, both from 0.
     """
 
     session: bytes
     study: str
+    tables: str
     attempts: tuple[tuple[int, int], ...]
 
 
@@ -98,11 +102,13 @@ class StatedResult:
         digests: Hashes of the file and of those next to it.
         session: Session of the run, or "" in a result of an older version.
         completed: By attempt, the completed round that it ended, both from 0.
+        folder: The folder of the result.
     """
 
     digests: Digests
     session: str
     completed: Mapping[int, int]
+    folder: Path
 
     @classmethod
     def read(cls, folder: Path) -> StatedResult | None:
@@ -123,6 +129,7 @@ class StatedResult:
             digests=Digests.of(folder, data, found.weights_sha256),
             session=found.session,
             completed={each.attempt: each.round - 1 for each in found.history},
+            folder=folder,
         )
 
     def require_session(self) -> None:
@@ -141,8 +148,9 @@ class StatedResult:
         """Refuse a result that is not of the run with these releases.
 
         Raises:
-            RequestError: The result names no run or another one, or its completed rounds contradict
-                the releases.
+            RequestError: The result names no run or another one. Or its completed rounds contradict
+                the releases. Or its study is not the one that the site accepted.
+            RecordError: Its study cannot be read.
         """
         self.require_session()
         if self.session != releases.session.hex():
@@ -162,14 +170,32 @@ class StatedResult:
                 f"the result contradicts the site's trail: {fault}; ask the coordinator for the "
                 "run's own result.json."
             )
+        self._require_study(releases)
+
+    def _require_study(self, releases: SiteReleases) -> None:
+        """Refuse a study that is not the one for which the site made its releases."""
+        if not releases.tables:
+            raise RequestError(
+                "the trail does not have the study's tables, as an older version wrote it, so a "
+                "site cannot tell for which study it would sign; ask the coordinator to sign with "
+                "--key."
+            )
+        path = self.folder / _STUDY
+        data = read_if_present(path, toml.MAX_BYTES, RecordError, remedy=_REMEDY) or b""
+        try:
+            if hashlib.sha256(data).hexdigest() != self.digests.study_sha256:
+                raise RecordError(f"{path} has just been changed; {_REMEDY}.")
+            tables = shared_tables(toml.loads(data.decode(), where=str(path)))
+        except (StudyError, RefusalError, KeyError, TypeError, ValueError) as error:
+            raise RecordError(f"{path} is no study of a run here; {_REMEDY}.") from error
+        if shared_digest(tables) != releases.tables:
+            raise RequestError(
+                f"{path} is not the study that the site accepted for the run "
+                f"{self.session[:8]}; ask the coordinator for the run's own study.toml."
+            )
 
 
 def _file_hash(path: Path) -> str:
     """Return the hash of a file, or "" if there is none."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise RecordError(f"cannot read {path}: {error.strerror}.") from error
+    data = read_if_present(path, _MAX_RESULT_BYTES, RecordError, remedy=_REMEDY)
+    return "" if data is None else hashlib.sha256(data).hexdigest()

@@ -49,8 +49,10 @@ class Sums:
             RingVector(self.config.ring, self.config.ring.encode_signed(v)) for v in values
         ]
         self.wanted = values.sum(0)
+        self.asked: list[tuple[int, SiteRequest]] = []
 
     def answer(self, site: int, ask: SiteRequest) -> bytes:
+        self.asked.append((site, ask))
         return self.sites[site].handle(ask, lambda: self.vectors[site])
 
     def play(self, attempt: int = 0) -> list[dict[int, bytes]]:
@@ -187,6 +189,18 @@ def test_site_refuses_dishonest_requests() -> None:
     with pytest.raises(MessageError):
         ask(SumRequest(), encode(Shares(sealed=())))
     refused("out-of-order", KeyRequest(), b"", -1)
+
+
+def test_nothing_is_answered_after_the_sum() -> None:
+    """A second answer would seal another seed with the key of the first."""
+    sums = Sums()
+    sums.play()
+    asked = list(sums.asked)
+    assert len(asked) == 3 * len(sums.sites)
+    for site, ask in asked:
+        with pytest.raises(RefusalError) as caught:
+            sums.answer(site, ask)
+        assert caught.value.code == "out-of-order"
 
 
 def test_unsupported_adversary_is_refused() -> None:

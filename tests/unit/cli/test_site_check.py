@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import stat
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,19 @@ def test_check_writes_a_page_next_to_the_ledger(site: Path) -> None:
     assert str(page) in out
     assert stat.S_IMODE(page.stat().st_mode) == 0o600
     assert page.read_text().count("<img ") == 8
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_site_process_leaves_no_core_dump(site: Path) -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_CORE)
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (before[1], before[1]))
+        assert cohortium("site", str(site), "--check")[0] == 0
+        assert resource.getrlimit(resource.RLIMIT_CORE) == (0, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, before)
 
 
 def test_check_names_every_refused_file(site: Path, tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def forge(path: Path, key: SigningKey) -> None:
     first = path.read_bytes().splitlines(keepends=True)[0]
     path.write_bytes(first)
     forger = AuditTrail(path, 0, key, now=lambda: NOON)
-    forger.accepted(bytes(16), "00", "train")
+    forger.accepted(bytes(16), "00", "train", "00")
     forger.close()
 
 
@@ -253,7 +253,7 @@ def test_no_signature_follows_unsigned_lines_of_a_forger(tmp_path: Path) -> None
     # Somebody without any key puts an unsigned trail in its place.
     path.unlink()
     forger = AuditTrail(path, 0, None, now=lambda: NOON)
-    forger.accepted(bytes(16), "00", "train")
+    forger.accepted(bytes(16), "00", "train", "00")
     forger.close()
     before = path.read_bytes()
     with pytest.raises(RunError, match=r"is unsigned, .* name another file for a trail"):

@@ -10,16 +10,26 @@ import stat
 import subprocess
 import sys
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import pytest
+from msgspec.msgpack import encode
 
 from cohortium.errors import LedgerError, RefusalError
 from cohortium.ledger.account import Account
 from cohortium.ledger.cost import AttemptCost, Budget, PrivacyScope
-from cohortium.ledger.ledger import APPLICATION, INITIAL_SCHEMA, VERSION, Ledger
+from cohortium.ledger.ledger import (
+    APPLICATION,
+    INITIAL_SCHEMA,
+    SCHEMA_ADDITIONS,
+    VERSION,
+    Ledger,
+    Reservation,
+)
+from cohortium.ledger.report import build_reports
 from cohortium.privacy.accounting import ORDERS, GaussianMechanism, RenyiBoundedMechanism
 
 RUN = b"sixteen bytes id"
@@ -157,21 +167,45 @@ def test_spend_with_deleted_price_is_refused(ledger: Ledger) -> None:
         book.attempts("ours", RUN)
 
 
-def test_ledger_of_format_1_remains_usable(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_ledger_of_an_older_format_remains_usable(tmp_path: Path, version: int) -> None:
     ledger = Ledger(tmp_path / "ledger.sqlite")
     connection = sqlite3.connect(ledger.path)
+    added = ";".join(chain.from_iterable(SCHEMA_ADDITIONS[: version - 1]))
     connection.executescript(
-        f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = 1; {INITIAL_SCHEMA}"
+        f"PRAGMA application_id = {APPLICATION}; PRAGMA user_version = {version}; "
+        f"{INITIAL_SCHEMA}{added}"
     )
     connection.execute("ANALYZE")
     connection.close()
     assert charged(ledger) == set()
+    with ledger.read_transaction() as book:
+        assert book.reservation("ours") is None
     Account(ledger, "ours").charge(RUN, 0, 0, PRICE)
     connection = sqlite3.connect(ledger.path)
     with pytest.raises(sqlite3.IntegrityError, match="stays spent"):
         connection.execute(f"REPLACE INTO spend {ANEW}".format(run=RUN.hex()))
     connection.close()
     assert charged(ledger) == {0}
+
+
+def test_reservation_is_permanent(ledger: Ledger) -> None:
+    made = Reservation(RUN, Counter({PRICE: 3}))
+    with ledger.write_transaction() as book:
+        book.add_reservation("ours", made)
+    with ledger.read_transaction() as book:
+        assert (book.reservation("ours"), book.reservation("theirs")) == (made, None)
+    connection = sqlite3.connect(ledger.path)
+    anew = "INTO reservation VALUES ('ours', x'00', x'00')"
+    for statement in (
+        "DELETE FROM reservation",
+        "UPDATE reservation SET session = x'00'",
+        f"REPLACE {anew}",
+        f"INSERT {anew} ON CONFLICT (data) DO UPDATE SET session = x'00'",
+    ):
+        with pytest.raises(sqlite3.IntegrityError, match="stays reserved"):
+            connection.execute(statement)
+    connection.close()
 
 
 def foreign(path: Path) -> None:
@@ -229,7 +263,7 @@ def folder(path: Path) -> None:
         (foreign, "is not a ledger"),
         (empty, "is not a ledger"),
         (another_database, "is not a ledger"),
-        (later, "has format 3, and this version of cohortium knows 2"),
+        (later, "has format 4, and this version of cohortium knows 3"),
         (odd_price, "is damaged"),
         (impossible_price, "is damaged"),
         (folder, "cannot be used"),
@@ -249,6 +283,45 @@ def test_invalid_ledger_file_gives_one_sentence(ledger: Ledger, spoil: object, w
     assert refusal.value.code == "ledger"
     # The coordinator is told neither where the file lies nor what ails it.
     assert str(ledger.path.parent) not in refusal.value.reason
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "x'00', x'{run}', 1, 0, 1, 'now'",
+        "'ours', 'text', 1, 0, 1, 'now'",
+        "'ours', -5, 1, 0, 1, 'now'",
+        "'ours', x'{run}', 'text', 0, 1, 'now'",
+        "'ours', x'{run}', 1, 0, 1, x'00'",
+    ],
+)
+def test_charge_with_values_of_other_types_is_damage(ledger: Ledger, values: str) -> None:
+    """SQLite keeps any value in any column."""
+    Account(ledger, "ours").charge(RUN, 0, 0, PRICE)
+    connection = sqlite3.connect(ledger.path)
+    connection.execute(f"INSERT INTO spend VALUES ({values})".format(run=RUN.hex()))
+    connection.commit()
+    connection.close()
+
+    def read() -> None:
+        build_reports(ledger)
+        with ledger.read_transaction() as book:
+            book.attempts("ours", RUN)
+
+    with pytest.raises(LedgerError, match="is damaged"):
+        read()
+
+
+@pytest.mark.parametrize(
+    "plan", [b"", b"\x80", b"\x91" * 5000, encode([(PRICE, -1)]), encode([(PRICE, 0.5)])]
+)
+def test_reservation_of_other_types_is_damage(ledger: Ledger, plan: bytes) -> None:
+    connection = sqlite3.connect(ledger.path)
+    connection.execute("INSERT INTO reservation VALUES ('ours', x'00', ?)", (plan,))
+    connection.commit()
+    connection.close()
+    with pytest.raises(LedgerError, match="is damaged"), ledger.read_transaction() as book:
+        book.reservation("ours")
 
 
 def test_truncated_ledger_is_refused(ledger: Ledger) -> None:
@@ -428,7 +501,7 @@ RACING = dedent(
 
 def test_concurrent_runs_do_not_overspend(ledger: Ledger) -> None:
     budget = Budget(epsilon=1.0, delta=1e-5, scope=TERMS)
-    most = max(n for n in range(100) if budget.holds(Counter({PRICE: n})))
+    most = max(n for n in range(100) if budget.holds_adaptively(Counter({PRICE: n})))
     assert 2 < most < 50
     processes = [
         subprocess.Popen(
@@ -448,7 +521,8 @@ def test_concurrent_runs_do_not_overspend(ledger: Ledger) -> None:
     with ledger.read_transaction() as book:
         spent = book.charge_counts("ours")
     assert sum(len(lines) - 1 for lines in outputs) == spent[PRICE] == most
-    assert TERMS.epsilon(spent, 1e-5) <= 1.0 < TERMS.epsilon(spent + Counter([PRICE]), 1e-5)
+    assert budget.holds_adaptively(spent)
+    assert not budget.holds_adaptively(spent + Counter([PRICE]))
 
 
 # --- No room, no rights --------------------------------------------------------------------------

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import math
 import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 
 from cohortium import parameters
 from cohortium.errors import PrivacyError, StudyError
+from cohortium.ledger.account import Account
+from cohortium.ledger.ledger import Ledger
 from cohortium.messages.codec import decode_either, encode
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.plugin import (
@@ -24,6 +28,7 @@ from cohortium.plugin import (
 )
 from cohortium.rounds.coordinator import Coordinator
 from cohortium.rounds.site import SimulatedSiteFactory, Site
+from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
 from cohortium_module import Module
@@ -35,12 +40,13 @@ from tests.support.federations import SmallConvNet, tiny_federation
 class Pair:
     """One coordinator and one of its sites, and the request of the first attempt."""
 
-    def __init__(self, **changes: Any) -> None:
+    def __init__(self, account: Account | None = None, **changes: Any) -> None:
         ready = tiny_federation(**changes).prepare()
         self.coordinator = Coordinator(ready.run_config)
-        self.site: Site = SimulatedSiteFactory(
-            ready.run_config, 0, ready.splits.train.select(ready.partition[0])
-        ).create()
+        self.factory = SimulatedSiteFactory(
+            ready.run_config, 0, ready.splits.train.select(ready.partition[0]), account=account
+        )
+        self.site: Site = self.factory.create()
 
     def request(self, round_: int = 0, attempt: int = 0, **changes: Any) -> bytes:
         self.coordinator.begin_attempt(round_, attempt, range(6))
@@ -94,10 +100,26 @@ def test_site_answers_only_planned_attempts() -> None:
     assert answers == ["answered"] * 3 + ["budget"] * 2
 
 
-def test_attempts_at_the_round_with_least_noise_are_limited() -> None:
+@pytest.mark.parametrize("restarts", [False, True])
+def test_attempts_at_the_round_with_least_noise_are_limited(
+    tmp_path: Path, *, restarts: bool
+) -> None:
+    """Also over restarts, of which a site without a budget has nothing but its ledger."""
     privatizer = Gaussian(noise_schedule="optimizer")
     trainer = FedSGD(sampling_rate=1.0)
-    pair = Pair(rounds=5, retries=1, trainer=trainer, privatizer=privatizer)
+    ledger = Ledger(tmp_path / "ledger.sqlite", is_synced=False)
+    pair = Pair(
+        Account(ledger, "ours"), rounds=5, retries=1, trainer=trainer, privatizer=privatizer
+    )
+    ledger.create()
+    ask = pair.ask
+
+    def answer(broadcast: bytes) -> Reply | Refusal:
+        if restarts:
+            pair.site = pair.factory.create()
+        return ask(broadcast)
+
+    pair.ask = answer  # type: ignore[method-assign]
     answers = [code(pair.ask(pair.request(attempt=attempt))) for attempt in range(4)]
     assert answers == ["answered"] * 2 + ["budget"] * 2
     assert code(pair.ask(pair.request(round_=3, attempt=4))) == "answered"
@@ -219,6 +241,44 @@ def test_augmentation_is_as_secret_as_the_batches(privatizer: object, *, secret:
     first, second = drawn
     assert all(a != b for a, b in zip(first, second, strict=True)) == secret
     assert (first == second) == (not secret)
+
+
+@frozen
+class Filled(FedAvg):
+    """Has an update that the weights of a coordinator may lead to."""
+
+    value: float = 0.0
+
+    def train(self, task: LocalTask, privatizer: SitePrivatizer) -> LocalResult:
+        trained = FedAvg.train(self, task, privatizer)
+        trained.vector.fill_(0.0)[-1] = self.value
+        return trained
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("changes", [{}, {"target_unclipped": 0.5}])
+def test_update_of_a_protected_site_that_is_not_finite_counts_as_zero(
+    changes: dict[str, Any], bad: float
+) -> None:
+    """A refusal would tell what no noise covers."""
+    pairs = [
+        Pair(
+            trainer=Filled(value=value),
+            privatizer=Gaussian(unit="site", epsilon=50.0, **changes),
+            insecure_seeded_secrets=True,
+        )
+        for value in (0.0, bad)
+    ]
+    first, second = (pair.ask(pair.request()) for pair in pairs)
+    assert isinstance(first, Reply)
+    assert first == second
+    assert [len(pair.site.warnings) for pair in pairs] == [0, 1]
+    assert "round 1: the site's update holds NaN or infinity" in pairs[1].site.warnings[0]
+    assert code(pairs[1].ask(pairs[1].request(round_=1, attempt=1))) == "answered"
+
+
+def test_update_without_a_guarantee_that_is_not_finite_is_refused() -> None:
+    assert code((pair := Pair(trainer=Filled(value=math.nan))).ask(pair.request())) == "non-finite"
 
 
 class Greedy(FedSGD):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import threading
+import tomllib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -28,6 +29,7 @@ from cohortium.errors import (
     StoppedError,
 )
 from cohortium.messages.run import Request
+from cohortium.runs.invite import shared_digest, shared_tables
 from cohortium.runs.result import RESULT
 from cohortium.runs.run_directory import SIGNER
 from cohortium.runs.run_files import RunFiles
@@ -39,6 +41,7 @@ from cohortium.runs.signatures import (
     summarize,
 )
 from cohortium.runs.stated_result import SiteReleases
+from cohortium.study import toml
 from tests.support.command_line import PARTS, cohortium
 from tests.support.corridor import serving
 from tests.support.federations import tiny_federation
@@ -58,7 +61,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def releases(run: Path, *attempts: tuple[int, int]) -> SiteReleases:
     """What the trail of a site would have of this run."""
     session = json.loads((run / RESULT).read_text())["session"]
-    return SiteReleases(session=bytes.fromhex(session), study=STUDY, attempts=attempts or ((0, 0),))
+    return SiteReleases(
+        session=bytes.fromhex(session),
+        study=STUDY,
+        tables=tables(run),
+        attempts=attempts or ((0, 0),),
+    )
+
+
+def tables(run: Path) -> str:
+    """Digest of the study that a site of this run would have accepted."""
+    return shared_digest(shared_tables(toml.read(run / "study.toml", what="the study")))
 
 
 def forged(run: Path, **fields: object) -> None:
@@ -264,7 +277,9 @@ def test_commands_say_whose_signatures_they_saw(run: Path, tmp_path: Path) -> No
         cohortium("sign", str(run), "--key", "a", "--site", "b")
 
 
-def site_with_trail(folder: Path, run: Path, rounds: tuple[int, ...]) -> Path:
+def site_with_trail(
+    folder: Path, run: Path, rounds: tuple[int, ...], accepted: tuple[str, ...] = ()
+) -> Path:
     """The site file of a site whose trail has releases of a run, in rounds by attempt."""
     SITE.create(folder / "identity.pem")
     DIRECTORY.write(folder / "directory.txt")
@@ -279,9 +294,10 @@ def site_with_trail(folder: Path, run: Path, rounds: tuple[int, ...]) -> Path:
     (folder / "site.toml").write_text(tomli_w.dumps(file))
     session = releases(run).session
     trail = AuditTrail(folder / "audit.jsonl", 1, SITE)
-    trail.accepted(bytes(16), "00" * 32, "train")
+    trail.accepted(bytes(16), "00" * 32, "train", "00" * 32)
     trail.answered(Request(bytes(16), 0, 0, 0, None, b""), b"?", has_release=True)
-    trail.accepted(session, STUDY, "train")
+    for digest in accepted or (tables(run),):
+        trail.accepted(session, STUDY, "train", digest)
     for attempt, number in enumerate(rounds):
         trail.answered(Request(session, number, attempt, 0, None, b""), b"?", has_release=True)
     trail.close()
@@ -356,6 +372,47 @@ def test_site_refuses_a_result_against_its_trail(
     assert not (run / SIGNATURES).exists()
 
 
+def test_site_refuses_the_result_of_another_study(run: Path, tmp_path: Path) -> None:
+    """The session and the rounds are those of the trail, and the study has another rate."""
+    file = site_with_trail(tmp_path, run, (0,))
+    study = (run / "study.toml").read_text()
+    (run / "study.toml").write_text(study.replace("seed = 1", "seed = 7", 1))
+    with pytest.raises(RequestError, match="is not the study that the site accepted for the run"):
+        cohortium("sign", str(run), "--site", str(file))
+    for damaged in ("", "[federation]\n", "[federation", study + "[federation]\n"):
+        (run / "study.toml").write_text(damaged)
+        with pytest.raises(RecordError, match="is no study of a run here"):
+            cohortium("sign", str(run), "--site", str(file))
+    assert not (run / SIGNATURES).exists()
+    # Another order of tables and keys, and an observer more, are the same to every site.
+    whole = tomllib.loads(study)
+    (run / "study.toml").write_text(tomli_w.dumps(dict(reversed(whole.items()))))
+    assert cohortium("sign", str(run), "--site", str(file))[0] == 0
+
+
+@pytest.mark.parametrize("name", ["study.toml", "dataset.json"])
+def test_endless_file_is_refused(run: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of others may hold a link to anything."""
+    sign_result(run, LEAD)
+    monkeypatch.setattr("cohortium.runs.stated_result._MAX_RESULT_BYTES", 1 << 16)
+    (run / name).unlink()
+    (run / name).symlink_to("/dev/zero")
+    with pytest.raises(RecordError, match="is larger than"):
+        seen_signatures(run)
+
+
+def test_site_refuses_a_session_of_two_studies(run: Path, tmp_path: Path) -> None:
+    file = site_with_trail(tmp_path, run, (0,), (tables(run), "00" * 32, tables(run)))
+    with pytest.raises(RequestError, match="the trail has several studies of the run"):
+        cohortium("sign", str(run), "--site", str(file))
+
+
+def test_site_refuses_a_trail_without_tables(run: Path, tmp_path: Path) -> None:
+    file = site_with_trail(tmp_path, run, (0,), ("",))
+    with pytest.raises(RequestError, match="as an older version wrote it"):
+        cohortium("sign", str(run), "--site", str(file))
+
+
 def test_site_refuses_a_result_without_its_releases(run: Path) -> None:
     with pytest.raises(RequestError, match="no completed round has one of its releases"):
         sign_result(run, SITE, site=1, releases=releases(run, (0, 5)))
@@ -386,7 +443,7 @@ def test_result_without_a_session_is_its_coordinators_to_sign(run: Path) -> None
             run,
             SITE,
             site=1,
-            releases=SiteReleases(session=bytes(16), study="", attempts=((0, 0),)),
+            releases=SiteReleases(session=bytes(16), study="", tables="", attempts=((0, 0),)),
         )
     sign_result(run, LEAD)
     assert [each.is_valid for each in seen_signatures(run)] == [True, False]
