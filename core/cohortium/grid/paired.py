@@ -20,8 +20,8 @@ from cohortium.grid.differences import (
     GroupDifferences,
     counted,
 )
-from cohortium.reporting.reading import read_result
 from cohortium.runs.result import RESULT, predictions_of
+from cohortium.runs.stored_result import ResultFile, read_result
 from cohortium.study.stored_number import stored_number
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cohortium.data.groups import Grouping
-    from cohortium.reporting.stored import Summary
 
 DRAWS = 10_000
 """Draws of the bootstrap. The ends of a 95 % interval are then precise to about a fiftieth of its
@@ -294,8 +293,8 @@ def _runs(folder: Path) -> dict[int, Path]:
     return found
 
 
-def _result(folder: Path) -> Summary:
-    found = read_result(folder / RESULT)
+def _result(folder: Path) -> ResultFile:
+    found = read_result(folder / RESULT, ResultFile)
     if found is None:
         raise RequestError(f"{folder} holds no finished run any more; compare again.")
     return found

@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
-import msgspec
 from attrs import field, frozen
 
 from cohortium import parameters
@@ -28,11 +27,11 @@ from cohortium.inference.personal import Personal, read_adaptation
 from cohortium.inference.stored_images import require_stored_form
 from cohortium.learning.evaluation import predict
 from cohortium.learning.preprocessing import preprocess
-from cohortium.privacy.guarantee import Guarantee
 from cohortium.runs import dataset_info, result
 from cohortium.runs.personal_mark import PERSONAL
 from cohortium.runs.rehearsal_mark import refuse_rehearsal
 from cohortium.runs.saved_weights import read_weights, rounds_of, score_of
+from cohortium.runs.stored_result import ModelResult, read_result
 from cohortium.study import toml
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
 
     from cohortium.data.examples import DataSpec
     from cohortium.data.file_reader import FileReader
+    from cohortium.privacy.guarantee import Guarantee
     from cohortium.roles.protocols import Model
     from cohortium.runs.dataset_info import DatasetInfo
 
@@ -69,7 +69,7 @@ class Classifier:
         rounds: Number of rounds after which its weights were taken.
         chosen: Score on the public validation images, if it determined the round.
         study: The tables of the run's study.
-        result: The content of the run's `result.json`, or None if the run is not complete.
+        result: The result of the run, or None if the run is not complete.
         personal: The reason why the model must not leave its hospital, or None.
         has_study_network: Whether the network has the form of the study's model.
     """
@@ -81,7 +81,7 @@ class Classifier:
     rounds: int
     chosen: float | None = None
     study: dict[str, Any] = field(repr=False)
-    result: dict[str, Any] | None = field(default=None, repr=False)
+    result: ModelResult | None = field(default=None, repr=False)
     personal: Personal | None = None
     has_study_network: bool = True
 
@@ -104,6 +104,7 @@ class Classifier:
             RequestError: The folder is no record of a run, or has no weights of that round.  Or the
                 trainer keeps no network at a site.
             DataError: A file of the record is damaged, or does not belong to the others.
+            RecordError: The run's result is damaged.
             RunError: The state is damaged.
             PluginError: The plugin of its model or trainer cannot be used.
         """
@@ -124,7 +125,8 @@ class Classifier:
             )
         refuse_rehearsal(folder)
         study = toml.read(folder / "study.toml", what="the study")
-        known, record = dataset_info.read_dataset_info(folder), dataset_info.read_result(folder)
+        known = dataset_info.read_dataset_info(folder)
+        record = read_result(folder / result.RESULT, ModelResult)
         model = construction.build_part(
             discover(), "model", _table(study, "model", folder), where=str(folder / "study.toml")
         )
@@ -186,18 +188,8 @@ class Classifier:
 
     @property
     def guarantee(self) -> Guarantee | None:
-        """Guarantee of the run, or None without one.
-
-        Raises:
-            DataError: The result states a guarantee that is none.
-        """
-        found = None if self.result is None else self.result.get("guarantee")
-        if found is None:
-            return None
-        try:
-            return msgspec.convert(found, Guarantee)
-        except (msgspec.ValidationError, ValueError) as error:
-            raise DataError(f"result.json states a guarantee that is none: {error}.") from error
+        """Guarantee of the run, or None without one."""
+        return None if self.result is None else self.result.guarantee
 
     @property
     def spec(self) -> DataSpec:
@@ -255,8 +247,8 @@ def _weights_seed(study: dict[str, Any]) -> int:
     return Seeds(seed if isinstance(seed, int) and seed >= 0 else 0).integer("weights")
 
 
-def _require_same(sha256: str, result: dict[str, Any], path: Path) -> None:
-    if result.get("weights_sha256") != sha256:
+def _require_same(sha256: str, result: ModelResult, path: Path) -> None:
+    if result.weights_sha256 != sha256:
         raise DataError(
             f"the weights in {path} are not those of result.json next to it; one of the two was "
             "replaced: take both from one run."
