@@ -70,11 +70,9 @@ def _summary(classifier: Classifier) -> Iterator[str]:
         yield f"These are the weights after the last round, {classifier.rounds}."
         return
     yield (
-        f"These are the weights after round {classifier.rounds} of "
-        f"{_term(classifier, 'rounds')}. "
-        f"**A choice was made:** of all rounds that were scored, this one did best on "
-        f"{classifier.dataset_info.validation:,} validation images (score "
-        f"{classifier.chosen:.2%}, "
+        f"These are the weights after round {classifier.rounds} of {_term(classifier, 'rounds')}. "
+        "**A choice was made:** of all rounds that were scored, this one did best on "
+        f"{classifier.dataset_info.validation:,} validation images (score {classifier.chosen:.2%}, "
         "which flatters it, having been chosen by that). The guarantee below covers the weights of "
         "every round, and so the choice among them, with regard to the training images. It says "
         "nothing about the validation images, which the data set declares to be public: if they "
