@@ -124,10 +124,9 @@ class _Images:
         self._require_ordered(final_costs)
         ends = [spends_of(each) for each in final_costs.values()] or [[]]
         one = next(iter(costs))
-        terms = {(c.unit, c.adjacency, c.against, c.simulation) for c in costs}
-        terms |= {
+        terms = {
             (c.unit, c.adjacency, c.against, c.simulation)
-            for each in final_costs.values()
+            for each in (costs, *final_costs.values())
             for c in each
         }
         if len(terms) != 1:
