@@ -53,17 +53,6 @@ class Answers:
     secagg: bool = True
 
 
-@frozen
-class LoadedDataset:
-    """Images in memory that replace their data set."""
-
-    splits: Splits
-
-    def load(self) -> Splits:
-        """Return the images."""
-        return self.splits
-
-
 def render_study(answers: Answers) -> tuple[str, PreparedStudy]:
     """Return a study file's text, and the prepared study.
 
@@ -75,7 +64,7 @@ def render_study(answers: Answers) -> tuple[str, PreparedStudy]:
     text = _text(answers, table, splits)
     tables = merge(study_file.quick_start(), tomllib.loads(text), where="the new study")
     drafted = study_file.build(tables, where="the new study", into=Study)
-    return text, prepare(attrs.evolve(drafted, dataset=LoadedDataset(splits)))
+    return text, prepare(drafted, loaded=splits)
 
 
 def validate_dataset_name(data: str) -> str:
