@@ -23,9 +23,9 @@ from cohortium.catalog.networks import blame_network
 from cohortium.data.multiclass import Multiclass
 from cohortium.errors import RequestError
 from cohortium.learning.candidates import Candidate, CandidateTable, Unchosen
+from cohortium.learning.local_only import LocalOnly
 from cohortium.learning.optimizers import RATE
 from cohortium.learning.preprocessing import ComputedInputs, preprocess
-from cohortium.learning.rival import Rival
 from cohortium.learning.site_images import SiteImages
 from cohortium.learning.statistics_rounds import is_statistics_parameter
 
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from cohortium.crypto.randomness import Seeds
     from cohortium.data.examples import DataSpec, Examples
+    from cohortium.learning.local_only import TrainAlone
     from cohortium.learning.preprocessing import Features
-    from cohortium.learning.rival import TrainAlone
     from cohortium.roles.protocols import Model
 
 Learn = Literal["all", "head"]
@@ -148,31 +148,31 @@ class FineTuning:
         everything = np.arange(len(examples))
         table.put(0, everything, data.measure(net, everything))
         _require_finite(table.losses[0])
-        rival = Rival.of(alone, examples, known, net)
+        local_only = LocalOnly.of(alone, examples, known, net)
         for fold, held in enumerate(folds):
             train = np.setdiff1d(everything, held)
             tuned = self._tune_fold(start, table, train, held, fold)
-            rival = rival.narrowed(examples.select(train))
-            if rival.fold_net is not None:
-                table.put(-1, held, data.measure(rival.fold_net, held))
+            local_only = local_only.narrowed(examples.select(train))
+            if local_only.fold_net is not None:
+                table.put(-1, held, data.measure(local_only.fold_net, held))
                 if tuned is not None:
-                    both = mix(rival.fold_net, tuned, self.share)
+                    both = mix(local_only.fold_net, tuned, self.share)
                     table.put(-2, held, data.measure(both, held))
             if progress is not None:
                 progress(fold + 1, len(folds))
-        rival = rival.required_finite(table.losses[-1])
+        local_only = local_only.required_finite(table.losses[-1])
         guess_loss = data.guess_loss()
-        choice = table.choose(self.margin, guess_loss, has_rival=rival.net is not None)
+        choice = table.choose(self.margin, guess_loss, has_local_only=local_only.net is not None)
         candidates, chosen, unchosen = choice
-        reference = len(candidates) - 1 if rival.net is not None else 0
+        reference = len(candidates) - 1 if local_only.net is not None else 0
         with contextlib.closing(self._path(start, everything, len(folds))) as path:
             best = next(itertools.islice(path, candidates[chosen].epochs, None), None)
         if best is None:  # It diverged on all images, so the reference remains.
             best, chosen, unchosen = net, reference, None
-        if rival.net is not None and candidates[chosen].kind == "alone":
-            best = rival.net
-        if rival.net is not None and candidates[chosen].kind == "ensemble":
-            best = mix(rival.net, best, self.share)
+        if local_only.net is not None and candidates[chosen].kind == "alone":
+            best = local_only.net
+        if local_only.net is not None and candidates[chosen].kind == "ensemble":
+            best = mix(local_only.net, best, self.share)
         return FineTuned(
             net=copy.deepcopy(best).eval(),
             candidates=candidates,
@@ -180,7 +180,7 @@ class FineTuning:
             metric="accuracy" if isinstance(spec.task, Multiclass) else "image score",
             images=len(examples),
             folds=len(folds),
-            not_alone=rival.reason,
+            not_alone=local_only.reason,
             unchosen=unchosen,
             guess_loss=guess_loss,
         )

@@ -16,7 +16,7 @@ from cohortium.reporting.wording import UNITS, format_guarantee, plural
 if TYPE_CHECKING:
     from cohortium.privacy.guarantee import Guarantee, Unit
     from cohortium.reporting.reading import Record
-    from cohortium.reporting.stored import Terms
+    from cohortium.reporting.terms import Terms
     from cohortium.roles.values import AggregationGuarantee
 
 MEANING: dict[Unit, tuple[str, ...]] = {

@@ -9,7 +9,7 @@ import msgspec
 from attrs import evolve, field, frozen
 
 from cohortium.errors import RecordError, RequestError, StudyError
-from cohortium.reporting.stored import Terms
+from cohortium.reporting.terms import Terms
 from cohortium.roles import events
 from cohortium.roles.events import (
     PLAN_STATE,
@@ -208,23 +208,23 @@ def _read(folder: Path) -> Record:
     if not all(isinstance(table, dict) for table in study.values()):
         raise RecordError(f"{path} is damaged: a study consists of tables.")
     result = read_result(folder / RESULT, ResultFile)
-    happened = _Happened.read(folder / "events.jsonl")
-    if result is None and happened.started is None:
+    log = _EventLog.read(folder / "events.jsonl")
+    if result is None and log.started is None:
         raise RecordError(f"{folder} holds no run: it has neither a result nor a first event.")
-    if result is not None and happened.ended not in (None, result.weights_sha256):
+    if result is not None and log.ended not in (None, result.weights_sha256):
         raise RecordError(f"{folder} holds the events of one run and the result of another.")
     return Record(
         folder=folder,
         study=study,
         study_sha256=hashlib.sha256(read_bounded(path, MAX_BYTES, RecordError)).hexdigest(),
         terms=convert(study.get("federation", {}), Terms, where=f"{path} [federation]"),
-        state=_state(result, happened),
-        reason=happened.reason if result is None else "",
-        began=happened.began,
-        started=happened.started,
-        rounds=History(happened.rounds[number] for number in sorted(happened.rounds)),
-        failures=tuple(happened.failures),
-        failed_attempts=tuple(happened.failed_attempts),
+        state=_state(result, log),
+        reason=log.reason if result is None else "",
+        began=log.began,
+        started=log.started,
+        rounds=History(log.rounds[number] for number in sorted(log.rounds)),
+        failures=tuple(log.failures),
+        failed_attempts=tuple(log.failed_attempts),
         result=result,
         signatures=seen_signatures(folder),
         site_scores=read_site_scores(folder / SITE_SCORES) if result is not None else (),
@@ -241,13 +241,13 @@ def read_site_scores(path: Path) -> tuple[SiteScores, ...]:
     return () if data is None else decode(data, tuple[SiteScores, ...], where=str(path))
 
 
-def _state(result: ResultFile | None, happened: _Happened) -> State:
+def _state(result: ResultFile | None, log: _EventLog) -> State:
     if result is not None:
         return "finished"
-    return "failed" if happened.reason else "unfinished"
+    return "failed" if log.reason else "unfinished"
 
 
-class _Happened:
+class _EventLog:
     """Content of `events.jsonl`, collected line by line."""
 
     def __init__(self) -> None:
@@ -260,12 +260,12 @@ class _Happened:
         self.ended: str | None = None
 
     @classmethod
-    def read(cls, path: Path) -> _Happened:
+    def read(cls, path: Path) -> _EventLog:
         """Read all events, or none if there is no such file."""
-        happened = cls()
+        log = cls()
         for moment, event in _events(path):
-            happened.take(moment, event)
-        return happened
+            log.take(moment, event)
+        return log
 
     def take(self, moment: float, event: object) -> None:
         """Add one event.
