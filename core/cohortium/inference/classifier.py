@@ -108,21 +108,7 @@ class Classifier:
             RunError: The state is damaged.
             PluginError: The plugin of its model or trainer cannot be used.
         """
-        if (folder / PROGRAM).is_file() and not (folder / "study.toml").is_file():
-            raise RequestError(
-                f"{folder} is an exported model, for use without Cohortium; give the folder of the "
-                "run that it was exported from."
-            )
-        if not (folder / "study.toml").is_file():
-            if (folder / PUBLIC_MODEL).is_file():
-                raise RequestError(
-                    f"{folder} is the public part of a model, without its weights; use it with "
-                    "`cohortium predict` and the --encrypted or --parties of the model's owner."
-                )
-            raise RequestError(
-                f"{folder} is no record of a run: it holds no study.toml; give the folder that "
-                "`cohortium run` named last."
-            )
+        _require_record(folder)
         refuse_rehearsal(folder)
         study = toml.read(folder / "study.toml", what="the study")
         known = dataset_info.read_dataset_info(folder)
@@ -228,6 +214,26 @@ class Classifier:
         spec = self.spec
         require_stored_form(images, spec)
         return predict(self.model, self.net, preprocess(self.model, images, spec), spec)
+
+
+def _require_record(folder: Path) -> None:
+    """Refuse a folder that is no record of a run."""
+    if (folder / "study.toml").is_file():
+        return
+    if (folder / PROGRAM).is_file():
+        raise RequestError(
+            f"{folder} is an exported model, for use without Cohortium; give the folder of the run "
+            "that it was exported from."
+        )
+    if (folder / PUBLIC_MODEL).is_file():
+        raise RequestError(
+            f"{folder} is the public part of a model, without its weights; use it with `cohortium "
+            "predict` and the --encrypted or --parties of the model's owner."
+        )
+    raise RequestError(
+        f"{folder} is no record of a run: it holds no study.toml; give the folder that `cohortium "
+        "run` named last."
+    )
 
 
 def _table(study: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:

@@ -9,10 +9,11 @@ import math
 import os
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
+import tomli_w
 from attrs import frozen
 from attrs.validators import ge
 
@@ -122,14 +123,13 @@ def customary_delta(units: int) -> float:
 
 def _text(answers: Answers, dataset: dict[str, str], splits: Splits) -> str:
     spec = splits.spec
-    keys = "\n".join(f"{key} = {_quoted(value)}" for key, value in dataset.items())
     shape = " × ".join(map(str, spec.shape))
     return "\n".join(
         [
             _HEAD.format(sites=answers.sites, rounds=60 if answers.epsilon else 20),
             f"# {len(splits.train):,} training images of {len(spec.classes)} classes, {shape}.",
             *_patients_note(splits.train),
-            f"[dataset]\n{keys}\n",
+            f"[dataset]\n{tomli_w.dumps(dataset)}",
             *_centres_note(splits.train),
             _PARTITIONER,
             _MODEL,
@@ -170,12 +170,6 @@ def _private(epsilon: float, train: Examples) -> str:
         one="image" if patients is None else "patient",
         unit="" if patients is None else _PATIENT_UNIT,
     )
-
-
-def _quoted(value: Any) -> str:
-    """Return a string as TOML writes it."""
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 _HEAD = """\
