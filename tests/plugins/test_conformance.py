@@ -32,6 +32,7 @@ SMALL: dict[tuple[str, str], list[str]] = {
     ("model", "resnet18"): ["width=4"],
     ("model", "unet"): ["width=4", "depth=2"],
     ("model", "vgg16"): ["width=2"],
+    ("model", "scatternet"): ["angles=2", "groups=3"],
     ("model", "standardized"): ["model={name='cnn',width=4}"],
     ("model", "moments"): ["features={name='descriptor',bins=4,edge_bins=2}"],
     ("model", "module"): ["module=tests.support.federations:SmallConvNet"],
@@ -63,7 +64,7 @@ MORE: list[tuple[str, str, list[str]]] = [
         "descriptor",
         [
             "standardize=true",
-            "extra_features={name='scatternet'}",
+            "extra_features={name='scatternet',angles=2,groups=3}",
             "center_on={name='phantom',examples=32,validation=0,test=0}",
             "components=20",
         ],
