@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from cohortium.plugin import AggregationConfig, SiteId
 
-PHASES = ("keys", "shares", "sums")
+STAGES = ("keys", "shares", "sums")
 
 
 @define(slots=False)
@@ -44,11 +44,11 @@ class AdditiveCoordinator:
         """Return the next exchange, unless the last one lost a site."""
         if self._waiting:
             self._missing, self._waiting = tuple(sorted(self._waiting)), set()
-        if self._missing or self._stage + 1 >= len(PHASES):
+        if self._missing or self._stage + 1 >= len(STAGES):
             return StageRequests()
         self._stage += 1
         self._waiting = set(self._sites)
-        return StageRequests(self._common(), self._parts(), stage=PHASES[self._stage])
+        return StageRequests(self._common(), self._parts(), stage=STAGES[self._stage])
 
     def _common(self) -> bytes:
         if self._stage == 0:
@@ -64,7 +64,7 @@ class AdditiveCoordinator:
         They are empty, except in the last exchange.  There they are the seeds that others have
         sealed for each site.
         """
-        if self._stage < len(PHASES) - 1:
+        if self._stage < len(STAGES) - 1:
             return dict.fromkeys(self._sites, b"")
         parts = {}
         for place, site in enumerate(self._sites):
@@ -93,10 +93,10 @@ class AdditiveCoordinator:
     def sum(self) -> RingSum:
         """Return the sum over all sites that were asked."""
         missing = self._missing or tuple(sorted(self._waiting))
-        if missing or self._stage + 1 < len(PHASES):
+        if missing or self._stage + 1 < len(STAGES):
             raise TooFewSitesError(
                 f"sites {', '.join(map(str, missing))} did not answer in the exchange of "
-                f"{PHASES[max(self._stage, 0)]}, and additive shares need every site; use "
+                f"{STAGES[max(self._stage, 0)]}, and additive shares need every site; use "
                 "aggregator 'secagg' to survive dropouts."
             )
         return RingSum(self.config.ring, self._total, self._sites)

@@ -18,14 +18,12 @@ def low_rank_update(update: Tensor, net: nn.Module, *, energy: float) -> Tensor:
     K is the least with Σ_{i≤K} σᵢ² ≥ `energy`·Σ σᵢ² (Wu et al. 2022, FedKD).  A convolution's
     kernel is taken as a matrix (outputs, inputs·height·width).  Vectors stay as they are.
     """
-    pieces, position = [], 0
-    for parameter in parameters.trainable(net):
-        piece = update[position : position + parameter.numel()]
-        position += parameter.numel()
+    trained = parameters.trainable(net)
+    parts = parameters.split(update, [*trained, *parameters.statistics(net)])
+    for place, parameter in enumerate(trained):
         if parameter.ndim > 1:
-            piece = truncated_svd(piece.view(len(parameter), -1), energy=energy).flatten()
-        pieces.append(piece)
-    return torch.cat([*pieces, update[position:]])
+            parts[place] = truncated_svd(parts[place].flatten(1), energy=energy)
+    return parameters.join(parts)
 
 
 def truncated_svd(matrix: Tensor, *, energy: float) -> Tensor:

@@ -111,8 +111,7 @@ class GaussianSite:
             raise RefusalError(
                 RefusalCode.OUT_OF_RANGE,
                 f"its noised update exceeds {plan.terms.max_abs_value:g}; raise "
-                "privatizer.max_abs_value or lower "
-                "the learning rate.",
+                "privatizer.max_abs_value or lower the learning rate.",
             )
         if plan.adaptive is None:
             return RingVector(plan.ring, plan.code.encode(values))

@@ -175,8 +175,7 @@ class UnprivateSite:
             raise RefusalError(
                 RefusalCode.OUT_OF_RANGE,
                 f"its update exceeds {self.plan.bound:g}; raise privatizer.max_abs_value or lower "
-                "the "
-                "learning rate.",
+                "the learning rate.",
             )
         federation_spec = self.plan.federation_spec
         if not 0 <= weight <= federation_spec.examples:

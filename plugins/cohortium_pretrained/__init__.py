@@ -128,8 +128,7 @@ class Pretrained:
         if (self.whiten or self.private_whitening) and self.trainable != "head":
             raise ValueError(
                 "whiten and private_whitening are for features; with trainable = "
-                f"'{self.trainable}' the network "
-                "takes images."
+                f"'{self.trainable}' the network takes images."
             )
         shaped = self.stages > 1 or self.squares or self.parts is not None or self.components
         if shaped and self.trainable != "head":

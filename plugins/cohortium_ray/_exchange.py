@@ -11,7 +11,7 @@ import ray
 from attrs import define, field
 
 from cohortium.plugin import StudyError
-from cohortium_ray._crew import AT_ONCE, WorkerProxy
+from cohortium_ray._worker_proxy import AT_ONCE, WorkerProxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -86,9 +86,9 @@ class Skellam:
             )
         if workload.output != "gradient" or workload.steps != 1:
             raise PrivacyError(
-                f"Skellam noise covers one gradient a round, and the trainer takes "
-                f"{workload.steps} "
-                "steps before it releases anything; use trainer 'fedsgd', or privatizer 'gaussian'."
+                "Skellam noise covers one gradient a round, and the trainer takes "
+                f"{workload.steps} steps before it releases anything; use trainer 'fedsgd', or "
+                "privatizer 'gaussian'."
             )
         integer_grid = calibrated(self, workload, federation_spec, parameters)
         return SkellamPlan(

@@ -124,8 +124,7 @@ def check_output_shape(model: Model, net: nn.Module, images: Tensor, spec: DataS
         if not found.requires_grad:
             raise NetworkError(
                 f"{name_of(model)} gives outputs on which no trainable parameter has a bearing; "
-                "take "
-                "detach() or no_grad() out of its forward."
+                "take detach() or no_grad() out of its forward."
             )
         rng = np.random.default_rng(0)
         labels = torch.from_numpy(spec.task.sample_labels(spec.size, len(images), rng))
@@ -258,8 +257,7 @@ def _require_called_with_images(model: Model, net: nn.Module) -> None:
     except TypeError as error:
         raise NetworkError(
             f"{name_of(model)} cannot be called with a batch of images alone (forward{signature}: "
-            f"{error}); "
-            "give each other parameter a default."
+            f"{error}); give each other parameter a default."
         ) from error
 
 
@@ -287,8 +285,7 @@ def _require_outputs(model: Model, found: object, number: int, spec: DataSpec) -
         kind = type(found).__name__
         raise NetworkError(
             f"{name_of(model)} gives a {kind} for a batch of images, and not the tensor of its "
-            "logits, shape "
-            f"({axes}); return that alone."
+            f"logits, shape ({axes}); return that alone."
         )
     if tuple(found.shape) != wanted:
         raise NetworkError(
@@ -303,6 +300,5 @@ def _require_outputs(model: Model, found: object, number: int, spec: DataSpec) -
     if not bool(torch.isfinite(found).all()):
         raise NetworkError(
             f"{name_of(model)} gives NaN or infinity for made-up images before any training; look "
-            "for a "
-            "division by zero, or a logarithm or root of a negative number."
+            "for a division by zero, or a logarithm or root of a negative number."
         )

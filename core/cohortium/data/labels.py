@@ -48,8 +48,7 @@ def valid_names(_: object, __: object, names: tuple[str, ...]) -> None:
         if not is_printable(name) or len(name) > MAX_NAME_LENGTH:
             raise ValueError(
                 f"the class name {truncate(name)} cannot be shown: it is longer than "
-                f"{MAX_NAME_LENGTH} "
-                "characters, or has some that do not show themselves; rename it"
+                f"{MAX_NAME_LENGTH} characters, or has some that do not show themselves; rename it"
             )
 
 

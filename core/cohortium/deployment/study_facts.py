@@ -12,7 +12,7 @@ from cohortium.ledger.account import DELTA
 from cohortium.ledger.cost import AttemptCost, Budget, PrivacyScope
 from cohortium.privacy.guarantee import Guarantee  # noqa: TC001 - msgspec reads it
 from cohortium.privacy.mechanisms import Mechanism  # noqa: TC001 - msgspec reads it
-from cohortium.reporting.stored import Terms
+from cohortium.reporting.terms import Terms
 from cohortium.roles.values import AggregationGuarantee  # noqa: TC001 - msgspec reads it
 from cohortium.rounds.plan_with_prior import attack_bounds_of, earlier_spends
 

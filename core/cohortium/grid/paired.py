@@ -20,8 +20,8 @@ from cohortium.grid.differences import (
     GroupDifferences,
     counted,
 )
-from cohortium.reporting.reading import read_result
 from cohortium.runs.result import RESULT, predictions_of
+from cohortium.runs.stored_result import ResultFile, read_result
 from cohortium.study.stored_number import stored_number
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cohortium.data.groups import Grouping
-    from cohortium.reporting.stored import Summary
 
 DRAWS = 10_000
 """Draws of the bootstrap. The ends of a 95 % interval are then precise to about a fiftieth of its
@@ -249,7 +248,6 @@ def bootstrap_groups(
     gains: NDArray[np.float64],
     codes: NDArray[np.int64],
     rng: np.random.Generator,
-    draws: int = DRAWS,
 ) -> list[tuple[float, float, float]]:
     """Return mean and interval of the difference on the images of each group.
 
@@ -259,12 +257,11 @@ def bootstrap_groups(
         gains: Shape (S, N), by seed and image, as for `bootstrap`.
         codes: Group of each image, from 0 to G - 1, each at least once, shape (N,).
         rng: Source of the draws.
-        draws: Number of draws.
     """
     seeds, images = gains.shape
     groups = int(codes.max()) + 1
-    drawn = np.full((draws, groups), np.nan)
-    for d in range(draws):
+    drawn = np.full((DRAWS, groups), np.nan)
+    for d in range(DRAWS):
         weights = np.bincount(rng.integers(seeds, size=seeds), minlength=seeds) / seeds
         counts = np.bincount(rng.integers(images, size=images), minlength=images)
         totals = np.bincount(codes, weights=counts, minlength=groups)
@@ -288,14 +285,14 @@ def _runs(folder: Path) -> dict[int, Path]:
     found = {}
     for place in places:
         if (place / RESULT).exists():
-            found[stored_number(place / "study.toml", "seed", 1)] = place
+            found[stored_number(place / "study.toml", "seed")] = place
     if not found:
         raise RequestError(f"{folder} holds no finished run; give a run's folder or a cell's.")
     return found
 
 
-def _result(folder: Path) -> Summary:
-    found = read_result(folder / RESULT)
+def _result(folder: Path) -> ResultFile:
+    found = read_result(folder / RESULT, ResultFile)
     if found is None:
         raise RequestError(f"{folder} holds no finished run any more; compare again.")
     return found

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import statistics
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from attrs import frozen
+from attrs import field, frozen
 
 from cohortium.data.group_scores import worst_row
 from cohortium.data.scores import UNBOUNDED, GroupScore
-from cohortium.reporting import reading
-from cohortium.runs.dataset_info import read_result
+from cohortium.reporting.reading import read_site_scores
 from cohortium.runs.result import RESULT, SITE_SCORES
+from cohortium.runs.stored_result import ResultFile, read_result
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from cohortium.data.scores import GroupScores
     from cohortium.grid.cells import Cell, Grid, Images
+    from cohortium.privacy.guarantee import Guarantee
 
 HOLDOUT_METRICS = (
     "personal_score",
@@ -108,41 +110,41 @@ class Row:
     Attributes:
         cell: The cell.
         images: The images that its metrics are about.
-        results: Each run's `result.json` and its `HOLDOUT_METRICS`, by seed.
+        results: Each run's `result.json`, by seed.
+        held_out: Each run's `HOLDOUT_METRICS`, by seed.
     """
 
     cell: Cell
     images: Images
-    results: Mapping[int, Mapping[str, Any]]
+    results: Mapping[int, ResultFile]
+    held_out: Mapping[int, Mapping[str, float]] = field(factory=dict)
 
     def metric(self, seed: int, metric: str) -> float | None:
         """Return the value of one run, or None if it has none."""
-        result = self.results[seed]
         if metric in HOLDOUT_METRICS:
-            own: float | None = result.get(metric)
-            return own
+            return self.held_out.get(seed, {}).get(metric)
+        result = self.results[seed]
         # A round's metrics are always about the validation images.
         if self.images != "test":
-            history = result.get("history") or [{}]
-            value: float | None = history[-1].get(metric)
-            return value
-        scores = result.get("scores") or {}
-        named = scores if metric == "majority_share" else scores.get("metrics", {})
-        found: float | None = named.get(metric)
-        return found
+            return result.history[-1].get(metric) if result.history else None
+        if result.scores is None:
+            return None
+        if metric == "majority_share":
+            return result.scores.majority_share
+        return result.scores.metrics.get(metric)
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of the shares among its metrics, the main one first."""
-        scored = [result.get("scores") or {} for result in self.results.values()]
-        names = dict.fromkeys(name for scores in scored for name in scores.get("metrics", ()))
+        scored = [result.scores.metrics for result in self.results.values() if result.scores]
+        names = dict.fromkeys(name for metrics in scored for name in metrics)
         return tuple(name for name in names if name not in UNBOUNDED) or ("accuracy",)
 
     @property
     def groupings(self) -> tuple[str, ...]:
         """Names of the groupings by which its test images have scores."""
         parts = [part for seed in self.results for part in self._groups(seed)]
-        return tuple(dict.fromkeys(str(part["name"]) for part in parts))
+        return tuple(dict.fromkeys(part.name for part in parts))
 
     def group_scores(self, name: str) -> tuple[GroupSummary, ...]:
         """Return the main metric of each value of a grouping that all runs have.
@@ -150,22 +152,31 @@ class Row:
         Args:
             name: Name of the grouping, such as "centre" or "sex".
         """
-        by_value: dict[str, list[Mapping[str, Any]]] = {}
+        by_value: dict[str, list[GroupScore]] = {}
         for seed in self.results:
             for part in self._groups(seed):
-                for each in part["rows"] if part["name"] == name else ():
-                    by_value.setdefault(each["value"], []).append(each)
-        return tuple(
-            GroupSummary(
-                value=value,
-                images=min(each["images"] for each in rows),
-                score=Summary.of([each["score"] for each in rows]),
-                low=min(each["low"] for each in rows),
-                high=max(each["high"] for each in rows),
-            )
-            for value, rows in by_value.items()
-            if len(rows) == len(self.results) and all(each["score"] is not None for each in rows)
-        )
+                for each in part.rows if part.name == name else ():
+                    by_value.setdefault(each.value, []).append(each)
+        found = []
+        for value, rows in by_value.items():
+            # A row has a score and both ends of its interval, or none of them.
+            known = [
+                (each.score, each.low, each.high)
+                for each in rows
+                if each.score is not None and each.low is not None and each.high is not None
+            ]
+            if len(known) == len(self.results):
+                scores, lows, highs = zip(*known, strict=True)
+                found.append(
+                    GroupSummary(
+                        value=value,
+                        images=min(each.images for each in rows),
+                        score=Summary.of(scores),
+                        low=min(lows),
+                        high=max(highs),
+                    )
+                )
+        return tuple(found)
 
     def worst_group(self, name: str) -> GroupSummary | None:
         """Return the worst value of a grouping by its mean, or None (see `worst_row`)."""
@@ -186,31 +197,29 @@ class Row:
 
     def scores_by_value(self, seed: int, name: str) -> dict[str, float | None]:
         """Return the main metric of one run by the values of a grouping."""
-        parts = [part for part in self._groups(seed) if part["name"] == name]
-        return {each["value"]: each["score"] for part in parts for each in part["rows"]}
+        parts = [part for part in self._groups(seed) if part.name == name]
+        return {each.value: each.score for part in parts for each in part.rows}
 
-    def _groups(self, seed: int) -> Sequence[Mapping[str, Any]]:
+    def _groups(self, seed: int) -> Sequence[GroupScores]:
         """Return the scores by group of one run. A search does not look at them."""
-        if self.images != "test":
-            return ()
-        scores = self.results[seed].get("scores") or {}
-        return scores.get("groups") or ()
+        scores = self.results[seed].scores
+        return () if scores is None or self.images != "test" else scores.groups
 
     @property
     def rounds(self) -> tuple[int, int]:
         """Fewest and most rounds of its runs, which may differ in length."""
-        counts: list[int] = [result["rounds"] for result in self.results.values()]
+        counts = [result.rounds for result in self.results.values()]
         return min(counts), max(counts)
 
     @property
     def data(self) -> str:
         """Name of the data set."""
-        return str(next(iter(self.results.values())).get("data") or "")
+        return next(iter(self.results.values())).data
 
     @property
     def is_personal(self) -> bool:
         """Whether sites use networks of their own, and none the global one."""
-        return any(result.get("is_personal") for result in self.results.values())
+        return any(result.is_personal for result in self.results.values())
 
     def summary(self, metric: str) -> Summary | None:
         """Return the summary over the runs, or None without a value."""
@@ -221,19 +230,18 @@ class Row:
     @property
     def seconds(self) -> float:
         """Mean time of a run."""
-        return statistics.fmean(r["seconds"]["total"] for r in self.results.values())
+        return statistics.fmean(r.seconds.total for r in self.results.values())
 
     @property
     def upload_bytes(self) -> int:
         """The most bytes that one site sent in a round."""
-        most: int = max(r["max_upload_bytes"] for r in self.results.values())
-        return most
+        return max(result.max_upload_bytes for result in self.results.values())
 
     @property
-    def guarantee(self) -> Mapping[str, Any] | None:
+    def guarantee(self) -> Guarantee | None:
         """The weakest guarantee of the runs, or None if one has none."""
-        given = [result["guarantee"] for result in self.results.values()]
-        return None if None in given else max(given, key=lambda g: g["epsilon"])
+        given = [r.guarantee for r in self.results.values() if r.guarantee is not None]
+        return max(given, key=lambda g: g.epsilon) if len(given) == len(self.results) else None
 
 
 def rows(grid: Grid, out: Path) -> tuple[Row, ...]:
@@ -246,25 +254,20 @@ def rows(grid: Grid, out: Path) -> tuple[Row, ...]:
     """
     found = []
     for cell in grid.cells():
-        results = {}
+        results, held_out = {}, {}
         for seed in grid.seeds:
             folder = out / cell.name / f"seed-{seed}"
-            if (folder / RESULT).exists():
-                results[seed] = _result(folder)
+            result = read_result(folder / RESULT, ResultFile)
+            if result is not None:
+                results[seed], held_out[seed] = result, _holdout_means(folder)
         if results:
-            found.append(Row(cell=cell, images=grid.images, results=results))
+            found.append(Row(cell=cell, images=grid.images, results=results, held_out=held_out))
     return tuple(found)
-
-
-def _result(folder: Path) -> dict[str, Any]:
-    """Return the `result.json` of a run and its `HOLDOUT_METRICS`."""
-    reading.read_result(folder / RESULT)  # refuses what no run has written
-    return {**(read_result(folder) or {}), **_holdout_means(folder)}
 
 
 def _holdout_means(folder: Path) -> dict[str, float]:
     """Return means over all images that a run's sites held out."""
-    sites = reading.read_site_scores(folder / SITE_SCORES)
+    sites = read_site_scores(folder / SITE_SCORES)
     images = sum(site.images for site in sites)
     if not images:
         return {}

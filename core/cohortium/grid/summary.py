@@ -5,7 +5,7 @@ They are means and spreads over seeds.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cohortium.data.scores import metric_name
 from cohortium.errors import RunError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from cohortium.grid.cells import Grid
     from cohortium.grid.rows import Row
+    from cohortium.privacy.guarantee import Guarantee
 
 
 def write(grid: Grid, table: Sequence[Row], out: Path) -> None:
@@ -133,13 +134,13 @@ def _links(table: Sequence[Row], out: Path) -> str:
     return "".join(["\nReports:\n\n", *lines]) if lines else ""
 
 
-def _promise(guarantee: Mapping[str, Any] | None) -> str:
+def _promise(guarantee: Guarantee | None) -> str:
     if guarantee is None:
         return "none"
-    simulated = ", simulation" if guarantee["simulation"] else ""
+    simulated = ", simulation" if guarantee.simulation else ""
     return (
-        f"ε = {guarantee['epsilon']:.3g} at δ = {guarantee['delta']:.2g}, one "
-        f"{guarantee['unit']}, against {guarantee['against']}{simulated}"
+        f"ε = {guarantee.epsilon:.3g} at δ = {guarantee.delta:.2g}, one {guarantee.unit}, against "
+        f"{guarantee.against}{simulated}"
     )
 
 
@@ -190,16 +191,16 @@ def _single(axes: Sequence[str], table: Sequence[Row]) -> Iterable[dict[str, obj
                 "seed": seed,
                 "data_set": row.data,
                 "images": row.images,
-                "rounds_finished": result["rounds"],
-                "is_personal": bool(result.get("is_personal")),
+                "rounds_finished": result.rounds,
+                "is_personal": result.is_personal,
                 **{metric: row.metric(seed, metric) for metric in metrics_of(table)},
                 **_by_group(row, seed, values),
-                **_terms(result["guarantee"]),
-                "seconds": result["seconds"]["total"],
-                "upload_bytes": result["max_upload_bytes"],
-                "dropouts": result["dropouts"],
-                "weights_sha256": result["weights_sha256"],
-                "versions": " ".join(f"{k}={v}" for k, v in sorted(result["versions"].items())),
+                **_terms(result.guarantee),
+                "seconds": result.seconds.total,
+                "upload_bytes": result.max_upload_bytes,
+                "dropouts": result.dropouts,
+                "weights_sha256": result.weights_sha256,
+                "versions": " ".join(f"{k}={v}" for k, v in sorted(result.versions.items())),
             }
 
 
@@ -211,10 +212,10 @@ def _by_group(row: Row, seed: int, values: Iterable[tuple[str, str]]) -> dict[st
     }
 
 
-def _terms(guarantee: Mapping[str, Any] | None) -> dict[str, object]:
+def _terms(guarantee: Guarantee | None) -> dict[str, object]:
     keys = ("epsilon", "delta", "unit", "adjacency", "against", "colluding", "simulation")
     # The prefix keeps these apart from an axis called epsilon.
-    return {f"guarantee_{k}": None if guarantee is None else guarantee[k] for k in keys}
+    return {f"guarantee_{k}": None if guarantee is None else getattr(guarantee, k) for k in keys}
 
 
 def _csv(lines: Iterable[Mapping[str, object]]) -> bytes:

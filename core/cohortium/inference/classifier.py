@@ -13,7 +13,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import attrs
-import msgspec
 from attrs import field, frozen
 
 from cohortium import parameters
@@ -28,11 +27,11 @@ from cohortium.inference.personal import Personal, read_adaptation
 from cohortium.inference.stored_images import require_stored_form
 from cohortium.learning.evaluation import predict
 from cohortium.learning.preprocessing import preprocess
-from cohortium.privacy.guarantee import Guarantee
 from cohortium.runs import dataset_info, result
 from cohortium.runs.personal_mark import PERSONAL
 from cohortium.runs.rehearsal_mark import refuse_rehearsal
 from cohortium.runs.saved_weights import read_weights, rounds_of, score_of
+from cohortium.runs.stored_result import ModelResult, read_result
 from cohortium.study import toml
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
 
     from cohortium.data.examples import DataSpec
     from cohortium.data.file_reader import FileReader
+    from cohortium.privacy.guarantee import Guarantee
     from cohortium.roles.protocols import Model
     from cohortium.runs.dataset_info import DatasetInfo
 
@@ -69,7 +69,7 @@ class Classifier:
         rounds: Number of rounds after which its weights were taken.
         chosen: Score on the public validation images, if it determined the round.
         study: The tables of the run's study.
-        result: The content of the run's `result.json`, or None if the run is not complete.
+        result: The result of the run, or None if the run is not complete.
         personal: The reason why the model must not leave its hospital, or None.
         has_study_network: Whether the network has the form of the study's model.
     """
@@ -81,7 +81,7 @@ class Classifier:
     rounds: int
     chosen: float | None = None
     study: dict[str, Any] = field(repr=False)
-    result: dict[str, Any] | None = field(default=None, repr=False)
+    result: ModelResult | None = field(default=None, repr=False)
     personal: Personal | None = None
     has_study_network: bool = True
 
@@ -104,27 +104,15 @@ class Classifier:
             RequestError: The folder is no record of a run, or has no weights of that round.  Or the
                 trainer keeps no network at a site.
             DataError: A file of the record is damaged, or does not belong to the others.
+            RecordError: The run's result is damaged.
             RunError: The state is damaged.
             PluginError: The plugin of its model or trainer cannot be used.
         """
-        if (folder / PROGRAM).is_file() and not (folder / "study.toml").is_file():
-            raise RequestError(
-                f"{folder} is an exported model, for use without Cohortium; give the folder of the "
-                "run that it was exported from."
-            )
-        if not (folder / "study.toml").is_file():
-            if (folder / PUBLIC_MODEL).is_file():
-                raise RequestError(
-                    f"{folder} is the public part of a model, without its weights; use it with "
-                    "`cohortium predict` and the --encrypted or --parties of the model's owner."
-                )
-            raise RequestError(
-                f"{folder} is no record of a run: it holds no study.toml; give the folder that "
-                "`cohortium run` named last."
-            )
+        _require_record(folder)
         refuse_rehearsal(folder)
         study = toml.read(folder / "study.toml", what="the study")
-        known, record = dataset_info.read_dataset_info(folder), dataset_info.read_result(folder)
+        known = dataset_info.read_dataset_info(folder)
+        record = read_result(folder / result.RESULT, ModelResult)
         model = construction.build_part(
             discover(), "model", _table(study, "model", folder), where=str(folder / "study.toml")
         )
@@ -186,18 +174,8 @@ class Classifier:
 
     @property
     def guarantee(self) -> Guarantee | None:
-        """Guarantee of the run, or None without one.
-
-        Raises:
-            DataError: The result states a guarantee that is none.
-        """
-        found = None if self.result is None else self.result.get("guarantee")
-        if found is None:
-            return None
-        try:
-            return msgspec.convert(found, Guarantee)
-        except (msgspec.ValidationError, ValueError) as error:
-            raise DataError(f"result.json states a guarantee that is none: {error}.") from error
+        """Guarantee of the run, or None without one."""
+        return None if self.result is None else self.result.guarantee
 
     @property
     def spec(self) -> DataSpec:
@@ -238,6 +216,26 @@ class Classifier:
         return predict(self.model, self.net, preprocess(self.model, images, spec), spec)
 
 
+def _require_record(folder: Path) -> None:
+    """Refuse a folder that is no record of a run."""
+    if (folder / "study.toml").is_file():
+        return
+    if (folder / PROGRAM).is_file():
+        raise RequestError(
+            f"{folder} is an exported model, for use without Cohortium; give the folder of the run "
+            "that it was exported from."
+        )
+    if (folder / PUBLIC_MODEL).is_file():
+        raise RequestError(
+            f"{folder} is the public part of a model, without its weights; use it with `cohortium "
+            "predict` and the --encrypted or --parties of the model's owner."
+        )
+    raise RequestError(
+        f"{folder} is no record of a run: it holds no study.toml; give the folder that `cohortium "
+        "run` named last."
+    )
+
+
 def _table(study: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
     table = study.get(name)
     if not isinstance(table, dict):
@@ -255,8 +253,8 @@ def _weights_seed(study: dict[str, Any]) -> int:
     return Seeds(seed if isinstance(seed, int) and seed >= 0 else 0).integer("weights")
 
 
-def _require_same(sha256: str, result: dict[str, Any], path: Path) -> None:
-    if result.get("weights_sha256") != sha256:
+def _require_same(sha256: str, result: ModelResult, path: Path) -> None:
+    if result.weights_sha256 != sha256:
         raise DataError(
             f"the weights in {path} are not those of result.json next to it; one of the two was "
             "replaced: take both from one run."

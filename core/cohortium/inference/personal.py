@@ -15,7 +15,7 @@ from attrs import field, frozen
 from cohortium.data.scores import metric_name
 from cohortium.errors import DataError
 from cohortium.learning.candidates import STRICT, Candidate, Kind, Unchosen
-from cohortium.learning.rival import DIVERGED
+from cohortium.learning.local_only import DIVERGED
 from cohortium.privacy.guarantee import Guarantee  # noqa: TC001 - decoded by its type
 from cohortium.runs.personal_mark import PERSONAL, is_personal
 from cohortium.storage.bounded_read import read_bounded

@@ -167,9 +167,9 @@ class AugmentedLoss:
                 kind = type(task.net)
                 raise BrokenNetworkError(
                     f"{kind.__module__}:{kind.__qualname__} gives outputs of shape "
-                    f"{tuple(outputs.shape)} for {len(labels)} images of "
-                    f"{len(spec.classes)} classes, "
-                    "and gave others before the run; let them depend on nothing but the images."
+                    f"{tuple(outputs.shape)} for {len(labels)} images of {len(spec.classes)} "
+                    "classes, and gave others before the run; let them depend on nothing but the "
+                    "images."
                 )
             if adjustment is not None:
                 outputs = outputs + adjustment

@@ -106,8 +106,7 @@ def shuffled_batches(
         raise RefusalError(
             RefusalCode.EXAMPLES,
             f"it has {examples} of the {workload.fewest} images on which this network can be "
-            f"trained "
-            "at a time.",
+            "trained at a time.",
         )
     if workload.batch_size is None:
         for batch in poisson_batches(workload, examples, stream):

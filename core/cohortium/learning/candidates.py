@@ -71,7 +71,7 @@ class Unchosen:
 
 
 @frozen
-class _Hurdle:
+class _Requirement:
     """The row that a candidate has to be better than.
 
     Attributes:
@@ -118,55 +118,55 @@ class CandidateTable:
         self.losses[row, positions], self.scores[row, positions] = found
 
     def choose(
-        self, margin: float, guess_loss: float, *, has_rival: bool
+        self, margin: float, guess_loss: float, *, has_local_only: bool
     ) -> tuple[tuple[Candidate, ...], int, Unchosen | None]:
         """Return the candidates, the position of the chosen one, and an unchosen lowest loss.
 
         Args:
             margin: Number of standard errors.
             guess_loss: Loss above which the reference needs no margin.
-            has_rival: Whether a network was trained alone.
+            has_local_only: Whether a network was trained alone.
         """
         ensemble, alone = len(self.losses) - 2, len(self.losses) - 1
         is_known = [bool(np.isfinite(row).all()) for row in self.losses]
         epochs = [row for row in range(1, ensemble) if is_known[row]]
-        has_ensemble = has_rival and is_known[ensemble]
-        rows = [0, *epochs, *[ensemble] * has_ensemble, *[alone] * has_rival]
-        reference = rows[-1] if has_rival else 0
+        has_ensemble = has_local_only and is_known[ensemble]
+        rows = [0, *epochs, *[ensemble] * has_ensemble, *[alone] * has_local_only]
+        reference = rows[-1] if has_local_only else 0
         others = [row for row in rows if row != reference]
         if self._mean_loss(reference) > guess_loss:
-            hurdles = dict.fromkeys(others, _Hurdle(reference, 0.0))
-        elif has_rival:
-            once = _Hurdle(alone, margin)
+            requirements = dict.fromkeys(others, _Requirement(reference, 0.0))
+        elif has_local_only:
+            once = _Requirement(alone, margin)
             replaces = has_ensemble and self._is_better(ensemble, once)
-            strict = _Hurdle(ensemble if replaces else alone, STRICT * margin, is_strict=True)
-            hurdles = {row: once if row == ensemble else strict for row in others}
+            strict = _Requirement(ensemble if replaces else alone, STRICT * margin, is_strict=True)
+            requirements = {row: once if row == ensemble else strict for row in others}
         else:
-            hurdles = dict.fromkeys(others, _Hurdle(0, margin))
-        better = [row for row in others if self._is_better(row, hurdles[row])]
+            requirements = dict.fromkeys(others, _Requirement(0, margin))
+        better = [row for row in others if self._is_better(row, requirements[row])]
         chosen = min(better, key=self._mean_loss, default=reference)
         lowest = min((chosen, *others), key=self._mean_loss)
         return (
             tuple(self._candidate(row, reference) for row in rows),
             rows.index(chosen),
-            None if lowest == chosen else self._unchosen(lowest, hurdles[lowest], rows),
+            None if lowest == chosen else self._unchosen(lowest, requirements[lowest], rows),
         )
 
     def _mean_loss(self, row: int) -> float:
         return float(self.losses[row].mean())
 
-    def _unchosen(self, row: int, hurdle: _Hurdle, rows: list[int]) -> Unchosen:
-        loss, loss_error = self._paired(self.losses[row] - self.losses[hurdle.other])
-        gain, gain_error = self._paired(self.scores[row] - self.scores[hurdle.other])
+    def _unchosen(self, row: int, requirement: _Requirement, rows: list[int]) -> Unchosen:
+        loss, loss_error = self._paired(self.losses[row] - self.losses[requirement.other])
+        gain, gain_error = self._paired(self.scores[row] - self.scores[requirement.other])
         return Unchosen(
             position=rows.index(row),
-            other=rows.index(hurdle.other),
+            other=rows.index(requirement.other),
             loss=loss,
             loss_error=loss_error,
             score=gain,
             score_error=gain_error,
-            needed=hurdle.margin,
-            is_strict=hurdle.is_strict,
+            needed=requirement.margin,
+            is_strict=requirement.is_strict,
         )
 
     def _candidate(self, row: int, reference: int) -> Candidate:
@@ -182,13 +182,13 @@ class CandidateTable:
             standard_error=error,
         )
 
-    def _is_better(self, row: int, hurdle: _Hurdle) -> bool:
+    def _is_better(self, row: int, requirement: _Requirement) -> bool:
         """Return whether a row has a lower loss and no lower score."""
-        loss, loss_error = self._paired(self.losses[row] - self.losses[hurdle.other])
-        gain, gain_error = self._paired(self.scores[row] - self.scores[hurdle.other])
-        if hurdle.is_strict and not gain > hurdle.margin * gain_error:
+        loss, loss_error = self._paired(self.losses[row] - self.losses[requirement.other])
+        gain, gain_error = self._paired(self.scores[row] - self.scores[requirement.other])
+        if requirement.is_strict and not gain > requirement.margin * gain_error:
             return False
-        return loss < 0 and loss + hurdle.margin * loss_error < 0 and gain >= 0
+        return loss < 0 and loss + requirement.margin * loss_error < 0 and gain >= 0
 
     def _paired(self, differences: NDArray[np.float64]) -> tuple[float, float]:
         """Return the mean of images' differences, and its standard error over the units."""

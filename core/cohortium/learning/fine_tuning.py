@@ -23,9 +23,9 @@ from cohortium.catalog.networks import blame_network
 from cohortium.data.multiclass import Multiclass
 from cohortium.errors import RequestError
 from cohortium.learning.candidates import Candidate, CandidateTable, Unchosen
+from cohortium.learning.local_only import LocalOnly
 from cohortium.learning.optimizers import RATE
 from cohortium.learning.preprocessing import ComputedInputs, preprocess
-from cohortium.learning.rival import Rival
 from cohortium.learning.site_images import SiteImages
 from cohortium.learning.statistics_rounds import is_statistics_parameter
 
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
     from cohortium.crypto.randomness import Seeds
     from cohortium.data.examples import DataSpec, Examples
+    from cohortium.learning.local_only import TrainAlone
     from cohortium.learning.preprocessing import Features
-    from cohortium.learning.rival import TrainAlone
     from cohortium.roles.protocols import Model
 
 Learn = Literal["all", "head"]
@@ -143,41 +143,36 @@ class FineTuning:
         inputs = preprocess(model, examples.images, spec, known).to(device)
         labels = torch.from_numpy(np.ascontiguousarray(examples.labels)).to(device)
         data = SiteImages(inputs, labels, spec)
+        start = _Start(net, part, model, data, seeds)
         table = CandidateTable.empty(self.epochs, owners)
         everything = np.arange(len(examples))
         table.put(0, everything, data.measure(net, everything))
         _require_finite(table.losses[0])
-        rival = Rival.of(alone, examples, known, net)
+        local_only = LocalOnly.of(alone, examples, known, net)
         for fold, held in enumerate(folds):
             train = np.setdiff1d(everything, held)
-            path = self._path(_Start(net, part, model), data, train, seeds, fold)
-            tuned, epoch = net, 0
-            for epoch, tuned in enumerate(itertools.islice(path, 1, None), start=1):
-                table.put(epoch, held, data.measure(tuned, held))
-            rival = rival.narrowed(examples.select(train))
-            if rival.fold_net is not None:
-                table.put(-1, held, data.measure(rival.fold_net, held))
-                if epoch == self.epochs:
-                    both = mix(rival.fold_net, tuned, self.share)
+            tuned = self._tune_fold(start, table, train, held, fold)
+            local_only = local_only.narrowed(examples.select(train))
+            if local_only.fold_net is not None:
+                table.put(-1, held, data.measure(local_only.fold_net, held))
+                if tuned is not None:
+                    both = mix(local_only.fold_net, tuned, self.share)
                     table.put(-2, held, data.measure(both, held))
             if progress is not None:
                 progress(fold + 1, len(folds))
-        rival = rival.required_finite(table.losses[-1])
+        local_only = local_only.required_finite(table.losses[-1])
         guess_loss = data.guess_loss()
-        choice = table.choose(self.margin, guess_loss, has_rival=rival.net is not None)
+        choice = table.choose(self.margin, guess_loss, has_local_only=local_only.net is not None)
         candidates, chosen, unchosen = choice
-        reference = len(candidates) - 1 if rival.net is not None else 0
-        best: nn.Module | None = net
-        if candidates[chosen].kind != "start" and candidates[chosen].epochs:
-            path = self._path(_Start(net, part, model), data, everything, seeds, len(folds))
-            with contextlib.closing(path):
-                best = next(itertools.islice(path, candidates[chosen].epochs, None), None)
+        reference = len(candidates) - 1 if local_only.net is not None else 0
+        with contextlib.closing(self._path(start, everything, len(folds))) as path:
+            best = next(itertools.islice(path, candidates[chosen].epochs, None), None)
         if best is None:  # It diverged on all images, so the reference remains.
             best, chosen, unchosen = net, reference, None
-        if rival.net is not None and candidates[chosen].kind == "alone":
-            best = rival.net
-        if rival.net is not None and candidates[chosen].kind == "ensemble":
-            best = mix(rival.net, best, self.share)
+        if local_only.net is not None and candidates[chosen].kind == "alone":
+            best = local_only.net
+        if local_only.net is not None and candidates[chosen].kind == "ensemble":
+            best = mix(local_only.net, best, self.share)
         return FineTuned(
             net=copy.deepcopy(best).eval(),
             candidates=candidates,
@@ -185,7 +180,7 @@ class FineTuning:
             metric="accuracy" if isinstance(spec.task, Multiclass) else "image score",
             images=len(examples),
             folds=len(folds),
-            not_alone=rival.reason,
+            not_alone=local_only.reason,
             unchosen=unchosen,
             guess_loss=guess_loss,
         )
@@ -208,8 +203,25 @@ class FineTuning:
         parts = [units[order[fold :: self.folds]] for fold in range(self.folds)]
         return tuple(np.flatnonzero(np.isin(owners, part)) for part in parts)
 
+    def _tune_fold(
+        self,
+        start: _Start,
+        table: CandidateTable,
+        train: NDArray[np.intp],
+        held: NDArray[np.intp],
+        fold: int,
+    ) -> nn.Module | None:
+        """Enter each epoch's results for the `held` images, and return the last epoch's network.
+
+        Return None if a weight became no finite number before that.
+        """
+        epoch, tuned = 0, start.net
+        for epoch, tuned in enumerate(itertools.islice(self._path(start, train, fold), 1, None), 1):
+            table.put(epoch, held, start.data.measure(tuned, held))
+        return tuned if epoch == self.epochs else None
+
     def _path(
-        self, start: _Start, data: SiteImages, train: NDArray[np.intp], seeds: Seeds, number: int
+        self, start: _Start, train: NDArray[np.intp], number: int
     ) -> Generator[nn.Module, None, None]:
         """Yield a copy of the start before the first epoch and after each one.
 
@@ -220,14 +232,14 @@ class FineTuning:
 
         tuned = copy.deepcopy(start.net)
         yield tuned
-        rng = seeds.generator("fine-tuning batches", number)
+        rng = start.seeds.generator("fine-tuning batches", number)
         with (
             torch.random.fork_rng(devices=[]),
             blame_network(start.model, tuned, "cannot be trained"),
         ):
             # Layers such as Dropout draw from torch's global generator.
-            torch.manual_seed(seeds.integer("fine-tuning layers", number))
-            for loss in self._epochs(tuned, start.part, data, train, rng):
+            torch.manual_seed(start.seeds.integer("fine-tuning layers", number))
+            for loss in self._epochs(tuned, start, train, rng):
                 if not math.isfinite(loss):
                     return
                 yield tuned
@@ -235,17 +247,16 @@ class FineTuning:
     def _epochs(
         self,
         net: nn.Module,
-        part: _LearningPart,
-        data: SiteImages,
+        start: _Start,
         train: NDArray[np.intp],
         rng: np.random.Generator,
     ) -> Iterator[float]:
         """Train `net` in place, and yield the mean loss of each epoch after it."""
         import torch
 
-        layer, named = net.get_submodule(part.layer), dict(net.named_parameters())
-        learned = [named[name] for name in part.names]
-        start = [p.detach().clone() for p in learned]
+        layer, named = net.get_submodule(start.part.layer), dict(net.named_parameters())
+        learned = [named[name] for name in start.part.names]
+        anchors = [p.detach().clone() for p in learned]
         optimizer = torch.optim.Adam(learned, lr=self.learning_rate)
         for _ in range(self.epochs):
             net.eval()
@@ -253,10 +264,10 @@ class FineTuning:
             total, batches = 0.0, -(-len(train) // self.batch_size)
             # Equal parts: a last batch of one image has no variance for batch normalisation.
             for batch in np.array_split(rng.permutation(train), batches):
-                index = torch.from_numpy(batch).to(data.labels.device)
-                losses = data.losses(net, index)
+                index = torch.from_numpy(batch).to(start.data.labels.device)
+                losses = start.data.losses(net, index)
                 gradients = torch.autograd.grad(losses.mean(), learned, allow_unused=True)
-                for parameter, gradient, anchor in zip(learned, gradients, start, strict=True):
+                for parameter, gradient, anchor in zip(learned, gradients, anchors, strict=True):
                     parameter.grad = torch.zeros_like(parameter) if gradient is None else gradient
                     if self.pull:
                         parameter.grad.add_(parameter.detach() - anchor, alpha=self.pull)
@@ -320,11 +331,13 @@ def _require_finite(losses: NDArray[np.float64]) -> None:
 
 @frozen(eq=False)
 class _Start:
-    """The network of which fine-tuning begins, its part that learns, and its model."""
+    """The beginning of a fine-tuning: the network, its part that learns, and its images."""
 
     net: nn.Module
     part: _LearningPart
     model: Model
+    data: SiteImages
+    seeds: Seeds
 
 
 @frozen

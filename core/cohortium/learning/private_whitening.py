@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cohortium.learning.statistics_rounds import mark_statistics_parameters
+from cohortium.learning.whitening import scale_to_norm
 
 
 class PrivateWhiteningHead(nn.Module):
@@ -45,7 +46,7 @@ class PrivateWhiteningHead(nn.Module):
         """
         with torch.no_grad():
             inputs = inputs @ self.whitening().to(inputs)
-            inputs = inputs * (self.norm / inputs.norm(dim=1, keepdim=True).clamp(min=1e-6))
+            inputs = scale_to_norm(inputs, self.norm)
         logits: Tensor = self.head(inputs)
         return logits
 

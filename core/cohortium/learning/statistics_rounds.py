@@ -60,8 +60,8 @@ def statistics_losses(task: LocalTask) -> Callable[[ExampleIndices], Tensor]:
     if statistics_loss is None:
         raise StudyError(
             "the trainer has statistics rounds, and the model has none; set "
-            "trainer.statistics_rounds to 0, "
-            "or choose a model with one (descriptor with private_whitening = true, or moments)."
+            "trainer.statistics_rounds to 0, or choose a model with one (descriptor with "
+            "private_whitening = true, or moments)."
         )
 
     def losses(batch: ExampleIndices) -> Tensor:

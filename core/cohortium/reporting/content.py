@@ -220,23 +220,26 @@ def lost_contributions(record: Record) -> tuple[LostContribution, ...]:
     reasons = {(f.attempt, f.site): f.reason for f in record.failures}
     found = []
     for event in record.rounds:
-        named = set()
+        lost = []
         for place, stage in enumerate(event.stages):
             for site in stage.dropped:
-                named.add(site)
-                reason = reasons.get((event.attempt, site), "no answer")
-                counted = site in event.contributors
-                outcome = _outcome(record, event.stages, place, is_counted=counted)
-                found.append((event.round, site, stage.name, outcome, reason, counted))
-        for site in sorted(set(event.dropped) - named):
-            reason = reasons.get((event.attempt, site), "no answer")
-            found.append((event.round, site, "", "Left out of the sum.", reason, False))
-    return tuple(
-        LostContribution(
-            round=number, site=site, stage=stage, outcome=outcome, reason=reason, is_counted=counted
-        )
-        for number, site, stage, outcome, reason, counted in found
-    )
+                is_counted = site in event.contributors
+                outcome = _outcome(record, event.stages, place, is_counted=is_counted)
+                lost.append((site, stage.name, outcome, is_counted))
+        unnamed = set(event.dropped) - {site for site, *_ in lost}
+        lost += [(site, "", "Left out of the sum.", False) for site in sorted(unnamed)]
+        found += [
+            LostContribution(
+                round=event.round,
+                site=site,
+                stage=stage,
+                outcome=outcome,
+                reason=reasons.get((event.attempt, site), "no answer"),
+                is_counted=is_counted,
+            )
+            for site, stage, outcome, is_counted in lost
+        ]
+    return tuple(found)
 
 
 def _outcome(
@@ -259,12 +262,11 @@ def _outcome(
 
 def costs(record: Record) -> tuple[Cost, ...]:
     """Return a run's time and bytes by part, in round order."""
-    attempts = [*(e.stages for e in record.rounds), *(e.stages for e in record.failed_attempts)]
     seconds: dict[str, float] = defaultdict(float)
     up: Counter[str] = Counter()
     down: Counter[str] = Counter()
     answers: Counter[str] = Counter()
-    for stages in attempts:
+    for stages in _attempts(record):
         for place, stage in enumerate(stages):
             name = stage.name or f"exchange {place + 1}"
             seconds[name] += stage.seconds
@@ -295,6 +297,10 @@ def costs(record: Record) -> tuple[Cost, ...]:
 
 def bytes_moved(record: Record) -> tuple[int, int]:
     """Return all bytes uploaded, and all bytes downloaded, over the run."""
-    attempts = [*(e.stages for e in record.rounds), *(e.stages for e in record.failed_attempts)]
-    moved = [stage for stages in attempts for stage in stages]
+    moved = [stage for stages in _attempts(record) for stage in stages]
     return sum(p.upload_bytes for p in moved), sum(p.download_bytes for p in moved)
+
+
+def _attempts(record: Record) -> list[tuple[StageStats, ...]]:
+    """Return the stages of every attempt: the completed rounds, then the failed attempts."""
+    return [event.stages for event in (*record.rounds, *record.failed_attempts)]

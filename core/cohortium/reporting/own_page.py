@@ -13,7 +13,7 @@ from cohortium.data.scores import columns_of
 from cohortium.errors import RecordError
 from cohortium.reporting.local_page import check_local_page, write_local_page
 from cohortium.reporting.pages import template_environment
-from cohortium.reporting.reading import read_result
+from cohortium.runs.stored_result import ResultFile, read_result
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -59,7 +59,7 @@ class Released:
         Raises:
             RecordError: It is missing or damaged, or has no evaluation.
         """
-        result = read_result(path)
+        result = read_result(path, ResultFile)
         if result is None or result.measured is None or not result.measured.estimates:
             raise RecordError(
                 f"{path} holds no scores of hospitals; give the result.json in the folder "

@@ -16,7 +16,7 @@ from cohortium.reporting.wording import UNITS, format_guarantee, plural
 if TYPE_CHECKING:
     from cohortium.privacy.guarantee import Guarantee, Unit
     from cohortium.reporting.reading import Record
-    from cohortium.reporting.stored import Terms
+    from cohortium.reporting.terms import Terms
     from cohortium.roles.values import AggregationGuarantee
 
 MEANING: dict[Unit, tuple[str, ...]] = {
@@ -213,8 +213,7 @@ def _colluding_sites(facts: PartyInputs) -> PartyView:
     elif k:
         hospital = (
             f"Its part in sums over {max(1, confidentiality.min_contributors - k)} or more "
-            f"hospitals outside "
-            f"the group. Of more than {k} nothing is promised"
+            f"hospitals outside the group. Of more than {k} nothing is promised"
         )
         hospital += _undone(confidentiality)
     else:
@@ -243,8 +242,7 @@ def _colluding_sites(facts: PartyInputs) -> PartyView:
 def _undone(confidentiality: AggregationGuarantee) -> str:
     return (
         f"; with {plural(confidentiality.reconstruction_threshold, 'holder')} of shares of a "
-        f"hospital's secrets its masks "
-        "come off."
+        "hospital's secrets its masks come off."
     )
 
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 from attrs import evolve, field, frozen
 
-from cohortium.data.scores import Scores
 from cohortium.errors import RecordError, RequestError, StudyError
-from cohortium.privacy.guarantee import Guarantee
-from cohortium.privacy.membership import MembershipBound
-from cohortium.reporting.stored import Summary, Terms
+from cohortium.reporting.terms import Terms
 from cohortium.roles import events
 from cohortium.roles.events import (
     PLAN_STATE,
@@ -23,23 +19,30 @@ from cohortium.roles.events import (
     RunFailed,
     RunStarted,
 )
-from cohortium.roles.values import AggregationGuarantee
 from cohortium.runs.history import Cell, History
 from cohortium.runs.holdout_scores import SiteScores
 from cohortium.runs.rehearsal_mark import refuse_rehearsal
-from cohortium.runs.result import EVALUATION, OLDER, SITE_SCORES
+from cohortium.runs.result import EVALUATION, OLDER, RESULT, SITE_SCORES
 from cohortium.runs.signatures import SeenSignature, seen_signatures
-from cohortium.storage.bounded_read import read_if_present
-from cohortium.storage.plain_json import decode_json
+from cohortium.runs.stored_result import (
+    MAX_BYTES,
+    ResultFile,
+    convert,
+    decode,
+    read_result,
+    require_consistent,
+)
+from cohortium.storage.bounded_read import read_bounded, read_if_present
 from cohortium.study import toml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
-T = TypeVar("T")
-
-MAX_BYTES = 1 << 29
-"""Most bytes of a record's file. A run of many rounds and classes writes far fewer."""
+    from cohortium.data.scores import Scores
+    from cohortium.privacy.guarantee import Guarantee
+    from cohortium.privacy.membership import MembershipBound
+    from cohortium.roles.values import AggregationGuarantee
 
 MAX_STATE_COLUMNS = 4
 """Most numbers of a privacy plan's state that a page shows of a round."""
@@ -85,7 +88,7 @@ class Record:
     rounds: History = field(default=History(), repr=False)
     failures: tuple[events.SiteFailed, ...] = field(default=(), repr=False)
     failed_attempts: tuple[AttemptFailed, ...] = field(default=(), repr=False)
-    result: Summary | None = field(default=None, repr=False)
+    result: ResultFile | None = field(default=None, repr=False)
     evaluation: Record | None = field(default=None, repr=False)
     signatures: tuple[SeenSignature, ...] = field(default=(), repr=False)
     site_scores: tuple[SiteScores, ...] = field(default=(), repr=False)
@@ -204,24 +207,24 @@ def _read(folder: Path) -> Record:
         raise RecordError(str(error)) from error
     if not all(isinstance(table, dict) for table in study.values()):
         raise RecordError(f"{path} is damaged: a study consists of tables.")
-    result = read_result(folder / "result.json")
-    happened = _Happened.read(folder / "events.jsonl")
-    if result is None and happened.started is None:
+    result = read_result(folder / RESULT, ResultFile)
+    log = _EventLog.read(folder / "events.jsonl")
+    if result is None and log.started is None:
         raise RecordError(f"{folder} holds no run: it has neither a result nor a first event.")
-    if result is not None and happened.ended not in (None, result.weights_sha256):
+    if result is not None and log.ended not in (None, result.weights_sha256):
         raise RecordError(f"{folder} holds the events of one run and the result of another.")
     return Record(
         folder=folder,
         study=study,
-        study_sha256=hashlib.sha256(_content(path) or b"").hexdigest(),
-        terms=_convert(study.get("federation", {}), Terms, where=f"{path} [federation]"),
-        state=_state(result, happened),
-        reason=happened.reason if result is None else "",
-        began=happened.began,
-        started=happened.started,
-        rounds=History(happened.rounds[number] for number in sorted(happened.rounds)),
-        failures=tuple(happened.failures),
-        failed_attempts=tuple(happened.failed_attempts),
+        study_sha256=hashlib.sha256(read_bounded(path, MAX_BYTES, RecordError)).hexdigest(),
+        terms=convert(study.get("federation", {}), Terms, where=f"{path} [federation]"),
+        state=_state(result, log),
+        reason=log.reason if result is None else "",
+        began=log.began,
+        started=log.started,
+        rounds=History(log.rounds[number] for number in sorted(log.rounds)),
+        failures=tuple(log.failures),
+        failed_attempts=tuple(log.failed_attempts),
         result=result,
         signatures=seen_signatures(folder),
         site_scores=read_site_scores(folder / SITE_SCORES) if result is not None else (),
@@ -234,22 +237,17 @@ def read_site_scores(path: Path) -> tuple[SiteScores, ...]:
     Raises:
         RecordError: The file is damaged, or cannot be read.
     """
-    data = _content(path)
-    if data is None:
-        return ()
-    try:
-        return decode_json(data, tuple[SiteScores, ...])
-    except (RecursionError, ValueError) as error:
-        raise _damaged(str(path), error) from error
+    data = read_if_present(path, MAX_BYTES, RecordError)
+    return () if data is None else decode(data, tuple[SiteScores, ...], where=str(path))
 
 
-def _state(result: Summary | None, happened: _Happened) -> State:
+def _state(result: ResultFile | None, log: _EventLog) -> State:
     if result is not None:
         return "finished"
-    return "failed" if happened.reason else "unfinished"
+    return "failed" if log.reason else "unfinished"
 
 
-class _Happened:
+class _EventLog:
     """Content of `events.jsonl`, collected line by line."""
 
     def __init__(self) -> None:
@@ -262,12 +260,12 @@ class _Happened:
         self.ended: str | None = None
 
     @classmethod
-    def read(cls, path: Path) -> _Happened:
+    def read(cls, path: Path) -> _EventLog:
         """Read all events, or none if there is no such file."""
-        happened = cls()
+        log = cls()
         for moment, event in _events(path):
-            happened.take(moment, event)
-        return happened
+            log.take(moment, event)
+        return log
 
     def take(self, moment: float, event: object) -> None:
         """Add one event.
@@ -303,44 +301,17 @@ def _events(path: Path) -> Iterator[tuple[float, object]]:
     A last line that was only partly written is left out.
     """
     kinds = {events.EVENT_NAMES[kind]: kind for kind in KINDS}
-    for number, line in enumerate((_content(path) or b"").splitlines(keepends=True), start=1):
+    data = read_if_present(path, MAX_BYTES, RecordError) or b""
+    for number, line in enumerate(data.splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             return
         where = f"{path} line {number}"
-        head = _decode(line, _Line, where=where)
+        head = decode(line, _Line, where=where)
         if head.event in kinds:
-            event = _decode(line, kinds[head.event], where=where)
-            if isinstance(event, RoundCompleted) and event.scores is not None:
-                _sound(event.scores, where)
+            event = decode(line, kinds[head.event], where=where)
+            if isinstance(event, RoundCompleted):
+                require_consistent(event.scores, where=where)
             yield head.time, _fitting(event, where) if isinstance(event, RunStarted) else event
-
-
-def read_result(path: Path) -> Summary | None:
-    """Return the content of a `result.json`, or None if there is no such file.
-
-    Raises:
-        RecordError: It is damaged, or cannot be read.
-    """
-    data = _content(path)
-    if data is None:
-        return None
-    raw = _decode(data, dict[str, Any], where=str(path))
-    summary = _convert(raw, Summary, where=str(path))
-    if summary.scores is not None:
-        _sound(summary.scores, str(path))
-    if summary.measured is not None and summary.measured.inconsistency:
-        raise RecordError(f"{path} is damaged: {summary.measured.inconsistency}.")
-    odd = next((o for each in summary.measured_by_round if (o := each.inconsistency)), "")
-    if odd:
-        raise RecordError(f"{path} is damaged: {odd}.")
-    return summary
-
-
-def _sound(scores: Scores, where: str) -> Scores:
-    """Return `scores`, and refuse inconsistent ones."""
-    if scores.inconsistency:
-        raise RecordError(f"{where} is damaged: {scores.inconsistency}.")
-    return scores
 
 
 def _fitting(started: RunStarted, where: str) -> RunStarted:
@@ -356,32 +327,3 @@ def _fitting(started: RunStarted, where: str) -> RunStarted:
     ):
         raise RecordError(f"{where} is damaged: its label histograms do not fit one another.")
     return started
-
-
-def _content(path: Path) -> bytes | None:
-    return read_if_present(path, MAX_BYTES, RecordError)
-
-
-def _decode(data: bytes, kind: type[T], *, where: str) -> T:
-    try:
-        return decode_json(data, kind, _path)
-    except (RecursionError, ValueError) as error:
-        raise _damaged(where, error) from error
-
-
-def _convert(data: object, kind: type[T], *, where: str) -> T:
-    try:
-        return msgspec.convert(data, kind, dec_hook=_path)
-    except (msgspec.MsgspecError, RecursionError, ValueError) as error:
-        raise _damaged(where, error) from error
-
-
-def _damaged(where: str, error: Exception) -> RecordError:
-    reason = str(error).partition("\n")[0].replace("`", "").rstrip(".")
-    return RecordError(f"{where} is damaged: {reason}.")
-
-
-def _path(kind: type, value: object) -> Path:
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    raise NotImplementedError(kind)

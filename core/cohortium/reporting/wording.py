@@ -23,6 +23,9 @@ NONE = "\N{EN DASH}"
 MAX_FACTOR = 1e6
 """Largest factor that is written out. A larger one is written as a power."""
 
+FALSE_ALARMS = 0.01
+"""Rate of false alarms at which a guarantee alone bounds a test."""
+
 UNITS: dict[Unit, str] = {
     "example": "any one image",
     "patient": "all images of any one patient",
@@ -116,8 +119,8 @@ def one_in(delta: float) -> str:
     return f"1 in {int(times):,}"
 
 
-def max_detection_rate(guarantee: Guarantee, false_alarms: float = 0.01) -> str:
-    """Return the largest share of participants that any test detects.
+def max_detection_rate(guarantee: Guarantee) -> str:
+    """Return the largest share of participants that a test with 1 % of false alarms detects.
 
     (ε, δ) bounds the power of every test at a rate α of false alarms. The power is at most e^ε α +
     δ, and at most 1 − e^−ε (1 − δ − α). Sources: Wasserman and Zhou 2010, and Kairouz, Oh and
@@ -125,21 +128,21 @@ def max_detection_rate(guarantee: Guarantee, false_alarms: float = 0.01) -> str:
     """
     epsilon, delta = min(guarantee.epsilon, 700.0), guarantee.delta
     most = min(
-        math.exp(epsilon) * false_alarms + delta,
-        1 - math.exp(-epsilon) * (1 - delta - false_alarms),
+        math.exp(epsilon) * FALSE_ALARMS + delta,
+        1 - math.exp(-epsilon) * (1 - delta - FALSE_ALARMS),
         1.0,
     )
     return _rate(most)
 
 
 def detection_rates(
-    guarantee: Guarantee, bounds: Sequence[MembershipBound] = ()
+    guarantee: Guarantee, bounds: Sequence[MembershipBound]
 ) -> tuple[tuple[str, str], ...]:
     """Return rates of false alarms, with the largest share of participants that a test detects.
 
     Args:
         guarantee: The guarantee, which gives one rate by itself.
-        bounds: Bounds by the accountant's whole curve, which are far lower.
+        bounds: Bounds by the accountant's whole curve, which are far lower, or none.
     """
     if not bounds:
         return (("1 in 100", max_detection_rate(guarantee)),)

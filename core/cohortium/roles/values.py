@@ -109,11 +109,9 @@ class FederationSpec:
         if not 1 <= self.max_colluding < self.min_contributors:
             raise PrivacyError(
                 f"min_contributors is {self.min_contributors} and max_colluding "
-                f"{self.max_colluding}: noise shared "
-                "against the coordinator is sized for min_contributors less max_colluding honest "
-                "sites, and "
-                "every site knows its own share; set max_colluding to 1 or more, and "
-                "min_contributors above."
+                f"{self.max_colluding}: noise shared against the coordinator is sized for "
+                "min_contributors less max_colluding honest sites, and every site knows its own "
+                "share; set max_colluding to 1 or more, and min_contributors above."
             )
         return self.min_contributors - self.max_colluding
 

@@ -1,8 +1,8 @@
-"""Facts in a run's directory for its model's users: data and result."""
+"""Facts about the data in a run's directory, for its model's users."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 from attrs import frozen
@@ -23,14 +23,9 @@ if TYPE_CHECKING:
 DATASET_INFO = "dataset.json"
 
 MAX_BYTES = 1 << 29
-"""Largest size of a record's file, in bytes.
-
-A result has a row for each round.
-"""
+"""Largest size of the file, in bytes."""
 
 _REMEDY: Final = "copy it anew from the run"
-
-_Read = TypeVar("_Read")
 
 
 @frozen(kw_only=True)
@@ -93,27 +88,12 @@ def read_dataset_info(folder: Path) -> DatasetInfo:
     path = folder / DATASET_INFO
     if not path.is_file():
         raise RequestError(f"{folder} holds no checkpoint: the run has not started a round yet.")
-    stored = _decoded(path, _Stored)
+    data = read_bounded(path, MAX_BYTES, DataError, remedy=_REMEDY)
     try:
+        stored = decode_json(data, _Stored)
         spec = build_value(discover(), DataSpec, stored.spec, where=f"{path} spec", what="the data")
+    except (RecursionError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}); {_REMEDY}.") from error
     except StudyError as error:
         raise DataError(f"{str(error).rstrip('.')}; copy the file anew from the run.") from error
     return DatasetInfo(**{**attrs.asdict(stored, recurse=False), "spec": spec})
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """Return the content of `result.json`, or None if the run is incomplete.
-
-    Raises:
-        DataError: The file is damaged.
-    """
-    path = folder / "result.json"
-    return _decoded(path, dict[str, Any]) if path.is_file() else None
-
-
-def _decoded(path: Path, kind: type[_Read]) -> _Read:
-    data = read_bounded(path, MAX_BYTES, DataError, remedy=_REMEDY)
-    try:
-        return decode_json(data, kind)
-    except (RecursionError, ValueError) as error:
-        raise DataError(f"{path} is damaged ({error}); {_REMEDY}.") from error

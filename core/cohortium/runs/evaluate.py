@@ -114,7 +114,7 @@ def planned_releases(out: Path) -> int:
     """
     if not has_run(out):
         return 1
-    return stored_number(out / STUDY, "rounds", 1)
+    return stored_number(out / STUDY, "rounds")
 
 
 def final_weights(folder: Path) -> EvaluatedWeights:

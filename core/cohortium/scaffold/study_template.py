@@ -9,10 +9,11 @@ import math
 import os
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
+import tomli_w
 from attrs import frozen
 from attrs.validators import ge
 
@@ -53,17 +54,6 @@ class Answers:
     secagg: bool = True
 
 
-@frozen
-class LoadedDataset:
-    """Images in memory that replace their data set."""
-
-    splits: Splits
-
-    def load(self) -> Splits:
-        """Return the images."""
-        return self.splits
-
-
 def render_study(answers: Answers) -> tuple[str, PreparedStudy]:
     """Return a study file's text, and the prepared study.
 
@@ -75,7 +65,7 @@ def render_study(answers: Answers) -> tuple[str, PreparedStudy]:
     text = _text(answers, table, splits)
     tables = merge(study_file.quick_start(), tomllib.loads(text), where="the new study")
     drafted = study_file.build(tables, where="the new study", into=Study)
-    return text, prepare(attrs.evolve(drafted, dataset=LoadedDataset(splits)))
+    return text, prepare(drafted, loaded=splits)
 
 
 def validate_dataset_name(data: str) -> str:
@@ -133,14 +123,13 @@ def customary_delta(units: int) -> float:
 
 def _text(answers: Answers, dataset: dict[str, str], splits: Splits) -> str:
     spec = splits.spec
-    keys = "\n".join(f"{key} = {_quoted(value)}" for key, value in dataset.items())
     shape = " × ".join(map(str, spec.shape))
     return "\n".join(
         [
             _HEAD.format(sites=answers.sites, rounds=60 if answers.epsilon else 20),
             f"# {len(splits.train):,} training images of {len(spec.classes)} classes, {shape}.",
             *_patients_note(splits.train),
-            f"[dataset]\n{keys}\n",
+            f"[dataset]\n{tomli_w.dumps(dataset)}",
             *_centres_note(splits.train),
             _PARTITIONER,
             _MODEL,
@@ -181,12 +170,6 @@ def _private(epsilon: float, train: Examples) -> str:
         one="image" if patients is None else "patient",
         unit="" if patients is None else _PATIENT_UNIT,
     )
-
-
-def _quoted(value: Any) -> str:
-    """Return a string as TOML writes it."""
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 _HEAD = """\

@@ -13,20 +13,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def stored_number(path: Path, key: str, default: int) -> int:
-    """Return a whole number of the table `[federation]`.
+def stored_number(path: Path, key: str) -> int:
+    """Return a whole number of the table `[federation]`, 1 if the file does not have it.
 
     Args:
         path: The study file.
         key: Key in the table.
-        default: The number if the file has no such key.
 
     Raises:
         RequestError: The file cannot be read.
         StudyError: The file is no study, or has another value there.
     """
     table = toml.read(path, what="the study").get("federation", {})
-    value = table.get(key, default) if isinstance(table, dict) else table
+    value = table.get(key, 1) if isinstance(table, dict) else table
     if type(value) is not int or not 0 <= value <= MAX_WHOLE_NUMBER:
         raise StudyError(
             f"{path} [federation]: {key} must be a whole number, not {truncate(value)}; put the "

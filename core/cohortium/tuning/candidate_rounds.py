@@ -32,7 +32,7 @@ def shorten(study: Federation, rounds: int) -> Federation:
         study: The study.
         rounds: Rounds, at most as many as it has.
     """
-    return attrs.evolve(study, rounds=rounds, trainer=_shortened(study, rounds))
+    return attrs.evolve(study, rounds=rounds, trainer=_trainer_for(study, rounds))
 
 
 def equal_noise_rounds(study: Federation, *, limit: int, price: float) -> int:
@@ -90,14 +90,14 @@ def divergence(spends: Iterable[tuple[Mechanism, int]]) -> float:
 
 def _variance(study: Federation, rounds: int) -> float:
     """Return the mean variance of the weights' noise over a run, for a divergence of 1."""
-    response = noise_response(_shortened(study, rounds), rounds)
+    response = noise_response(_trainer_for(study, rounds), rounds)
     moved = [each**2 for each in response if each]
     if not moved:
         return float(rounds**2)
     return rounds * sum(moved) / len(moved)
 
 
-def _shortened(study: Federation, rounds: int) -> Trainer:
+def _trainer_for(study: Federation, rounds: int) -> Trainer:
     """Return the study's trainer for a run of `rounds`."""
     statistics = _statistics(study.trainer)
     if not statistics:

@@ -43,7 +43,7 @@ TAIL = 1e-3
 
 
 @frozen(eq=False, kw_only=True)
-class _Priced:
+class _PricedSearch:
     """Price of a search for one kind of images.
 
     Attributes:
@@ -62,7 +62,7 @@ class _Priced:
 
 
 @define(eq=False, kw_only=True)
-class _Images:
+class _Pricing:
     """Pricing of a search for one kind of images.
 
     Attributes:
@@ -86,7 +86,7 @@ class _Images:
     number: CandidateNumber
     _pricer: Pricer = field(factory=Pricer, init=False)
 
-    def priced(self, drawn: Sequence[str], counted: int) -> _Priced:
+    def priced(self, drawn: Sequence[str], counted: int) -> _PricedSearch:
         """Return the price of the drawn candidates, and of any final run.
 
         Args:
@@ -124,10 +124,9 @@ class _Images:
         self._require_ordered(final_costs)
         ends = [spends_of(each) for each in final_costs.values()] or [[]]
         one = next(iter(costs))
-        terms = {(c.unit, c.adjacency, c.against, c.simulation) for c in costs}
-        terms |= {
+        terms = {
             (c.unit, c.adjacency, c.against, c.simulation)
-            for each in final_costs.values()
+            for each in (costs, *final_costs.values())
             for c in each
         }
         if len(terms) != 1:
@@ -152,7 +151,7 @@ class _Images:
             name: SearchCost.of(self._pricer.costs(study, epsilon))
             for name, study in self.short.items()
         }
-        return _Priced(
+        return _PricedSearch(
             epsilon=epsilon,
             costs=single,
             counted=SearchCost.of(costs),
@@ -224,13 +223,13 @@ class _Images:
         return found if found <= self.target else math.inf
 
 
-class TrainingImages(_Images):
+class TrainingPricing(_Pricing):
     """Pricing for the training images."""
 
     @classmethod
     def of(
         cls, prepared: PreparedSearch, tuning: Tuning, number: CandidateNumber
-    ) -> TrainingImages:
+    ) -> TrainingPricing:
         """Return the pricing of a prepared search."""
         some = next(iter(prepared.long.values()))
         epsilon, delta = _budget(some.privatizer)
@@ -246,7 +245,7 @@ class TrainingImages(_Images):
         )
 
     @classmethod
-    def alone(cls, federation: Federation, tuning: Tuning, splits: Splits) -> TrainingImages:
+    def alone(cls, federation: Federation, tuning: Tuning, splits: Splits) -> TrainingPricing:
         """Return the pricing of a search whose candidates are all the study itself."""
         own = {GIVEN: PricedStudy.of(prepare(federation, loaded=splits))}
         epsilon, delta = _budget(federation.privatizer)
@@ -275,7 +274,7 @@ def number_tail(privatizer: Privatizer) -> float:
     return TAIL * delta / (1 + math.exp(epsilon))
 
 
-class TestImages(_Images):
+class TestPricing(_Pricing):
     """Pricing for the sites' test images."""
 
     @classmethod
@@ -285,7 +284,7 @@ class TestImages(_Images):
         tuning: Tuning,
         prepared: PreparedSearch,
         number: CandidateNumber,
-    ) -> TestImages:
+    ) -> TestPricing:
         """Return the pricing of a prepared search with private evaluations."""
         some = next(iter(prepared.short_tests.values()))
         if not has_epsilon(some.privatizer):

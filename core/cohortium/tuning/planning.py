@@ -12,7 +12,7 @@ from cohortium.errors import StudyError
 from cohortium.learning.evaluation import torch_threads
 from cohortium.rounds.build_run_config import run_randomness
 from cohortium.tuning.candidate_rounds import equal_noise_rounds
-from cohortium.tuning.image_prices import TestImages, TrainingImages, number_tail
+from cohortium.tuning.image_prices import TestPricing, TrainingPricing, number_tail
 from cohortium.tuning.prepared_search import PreparedSearch
 from cohortium.tuning.prices import FinalSettings, TuningPlan
 from cohortium.tuning.studies import main_part, require_tunable
@@ -50,12 +50,12 @@ def plan_tuning(federation: Federation, tuning: Tuning) -> TuningPlan:
     with torch_threads(federation.threads):
         rounds = tuning.rounds or _equal_noise_rounds(federation, tuning, splits, counted)
         prepared = PreparedSearch.of(federation, tuning, splits, rounds)
-    training = TrainingImages.of(prepared, tuning, number)
+    training = TrainingPricing.of(prepared, tuning, number)
     found = training.priced(drawn, counted)
     tested = None
     if tuning.score == "sites":
         with torch_threads(federation.threads):
-            tests = TestImages.of(federation, tuning, prepared, number)
+            tests = TestPricing.of(federation, tuning, prepared, number)
         tested = tests.priced(drawn, counted)
     return TuningPlan(
         digest=search_digest(federation, tuning, splits),
@@ -115,7 +115,7 @@ def _equal_noise_rounds(
     federation: Federation, tuning: Tuning, splits: Splits, counted: int
 ) -> int:
     """Return the rounds of a candidate, by the study's own settings."""
-    candidate, final = TrainingImages.alone(federation, tuning, splits).divergences(counted)
+    candidate, final = TrainingPricing.alone(federation, tuning, splits).divergences(counted)
     limit = min(each.rounds for each in tuning.studies.values())
     return equal_noise_rounds(federation, limit=limit, price=candidate / final)
 

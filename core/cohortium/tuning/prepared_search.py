@@ -12,7 +12,7 @@ from cohortium.runs.evaluate import prepare_evaluation
 from cohortium.runs.prepare import prepare
 from cohortium.tuning.pricing import PricedStudy
 from cohortium.tuning.settings import GIVEN
-from cohortium.tuning.studies import main_part, shortened
+from cohortium.tuning.studies import main_part, unpriced_candidate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,7 +80,7 @@ class PreparedSearch:
                     long_tests[name] = tested(study, name, is_final=True)
                 if name == GIVEN:
                     continue
-                brief = shortened(study, tuning, main_part(splits), rounds)
+                brief = unpriced_candidate(study, tuning, main_part(splits), rounds)
                 ready = prepare(brief, loaded=splits)
                 short[name] = PricedStudy.of(ready)
                 if brief.evaluation is not None:

@@ -16,11 +16,11 @@ from cohortium.errors import (
     RunError,
     StoppedError,
 )
-from cohortium.reporting.reading import read_result
-from cohortium.runs.result import BEST, EVALUATION
+from cohortium.runs.result import BEST, EVALUATION, RESULT
 from cohortium.runs.run_directory import CHECKPOINT, LEDGER, has_run, is_finished
 from cohortium.runs.saved_weights import read_weights, score_of
 from cohortium.runs.signer import require_signer
+from cohortium.runs.stored_result import ResultFile, read_result
 from cohortium.tuning import record
 from cohortium.tuning.planning import plan_tuning, search_digest
 from cohortium.tuning.scores import CandidateScore, Choice, TuningResult
@@ -126,7 +126,7 @@ def tune(
         is_lost = search.run_final(choice)
     except StoppedError as error:
         raise StoppedError("the search was stopped; the same command continues it.") from error
-    final = read_result(folder / FINAL / "result.json")
+    final = read_result(folder / FINAL / RESULT, ResultFile)
     if final is None:
         raise RecordError(f"{folder / FINAL} has no result, though its run is finished.")
     result = TuningResult(
@@ -280,7 +280,7 @@ class _Search:
     def _score(self, run: str, name: str) -> CandidateScore:
         """Return the score of a finished candidate."""
         folder = self.folder / run
-        result = read_result(folder / "result.json")
+        result = read_result(folder / RESULT, ResultFile)
         rounds = 0 if result is None else result.rounds
         if self.plan.score == "public":
             metrics = reporting.read(folder).main_metric
@@ -292,7 +292,7 @@ class _Search:
                 value=score_of(notes, folder / BEST),
                 rounds=rounds,
             )
-        measured = read_result(folder / EVALUATION / "result.json")
+        measured = read_result(folder / EVALUATION / RESULT, ResultFile)
         if measured is None or measured.measured is None:
             raise RecordError(f"{folder / EVALUATION} has no result, though its run is finished.")
         main = measured.measured.estimates[0]

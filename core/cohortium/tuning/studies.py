@@ -36,7 +36,7 @@ def candidate_evaluation(study: Study, part: str) -> EvaluationPlan:
     return attrs.evolve(plan, every=0, parts=(part,), by=())
 
 
-def shortened(study: Federation, tuning: Tuning, part: str, rounds: int) -> Federation:
+def unpriced_candidate(study: Federation, tuning: Tuning, part: str, rounds: int) -> Federation:
     """Return the study of a candidate of `rounds`, before its ε is known."""
     is_public = tuning.score == "public"
     return attrs.evolve(
@@ -55,7 +55,7 @@ def candidate_study(tuning: Tuning, plan: TuningPlan, number: int, part: str) ->
     It has the settings of that candidate.  Its guarantee counts the candidates before it.
     """
     before = plan.drawn[:number]
-    short = shortened(tuning.studies[plan.drawn[number]], tuning, part, plan.rounds)
+    short = unpriced_candidate(tuning.studies[plan.drawn[number]], tuning, part, plan.rounds)
     evaluation = short.evaluation
     if evaluation is not None:
         evaluation = attrs.evolve(evaluation, epsilon=plan.evaluation_epsilon)

@@ -325,8 +325,8 @@ MODELS = [
     DPResNet(width=8),
     DPResNet(width=4, standardise=True),
     CNN(width=8),
-    Descriptor(),
-    Descriptor(private_whitening=True),
+    Descriptor(bins=4, edge_bins=2),
+    Descriptor(bins=4, edge_bins=2, private_whitening=True),
     Pretrained(images=CELLS, width=2, epochs=1),
     Pretrained(
         images=CELLS, network=DPResNet(width=4), epochs=1, whiten=1.0, private_whitening=True
@@ -412,8 +412,12 @@ def test_gradient_sums_stay_on_parameter_device(
     assert all(p.device == t.device and p.shape == t.shape for p, t in totals.items())
 
 
-def test_statistics_loss_clipped_sum_matches_opacus() -> None:
-    model = Descriptor(private_whitening=True)
+@pytest.mark.parametrize("hold", [0, 1 << 40])
+def test_statistics_loss_clipped_sum_matches_opacus(
+    hold: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_call, "HOLD", hold)
+    model = Descriptor(bins=4, edge_bins=2, private_whitening=True)
     net = model.build(SPEC, 0)
     x = model.preprocess(torch.rand(6, 3, 28, 28, generator=torch.Generator().manual_seed(1)))
 

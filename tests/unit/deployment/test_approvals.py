@@ -32,8 +32,8 @@ from cohortium.errors import (
 from cohortium.messages.codec import decode
 from cohortium.messages.deployment import Acceptance, Invitation
 from cohortium.messages.run import Refusal, Reply, Request
-from cohortium.reporting.stored import Terms
 from cohortium.reporting.study_page import render_study_page
+from cohortium.reporting.terms import Terms
 from cohortium.rounds.plan_with_prior import attack_bounds
 from cohortium.rounds.site import Site
 from cohortium.runs.invite import collect_versions

@@ -10,10 +10,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 
 from cohortium import grid as grids
+from cohortium.data.scores import Scores
 from cohortium.errors import DataError
 from cohortium.grid import plot
 from cohortium.grid.differences import GroupDifference
@@ -21,7 +23,8 @@ from cohortium.grid.paired import bootstrap_groups
 from cohortium.inference import export
 from cohortium.inference.classifier import Classifier
 from cohortium.inference.export.scores import recompute_scores
-from cohortium.runs.result import predictions_of
+from cohortium.runs.result import Timings, predictions_of
+from cohortium.runs.stored_result import ResultFile
 from tests.support.command_line import PARTS, cohortium
 
 GRID = """
@@ -155,20 +158,25 @@ def test_altered_score_of_centre_is_refused(out: Path) -> None:
     assert len(predictions_of(classifier.folder).groupings) == 1
     assert classifier.result is not None
     assert recompute_scores(classifier)
-    classifier.result["scores"]["groups"][0]["rows"][1]["score"] = 0.999
+    scores = classifier.result.scores
+    assert scores is not None
+    part = scores.groups[0]
+    rows = (part.rows[0], attrs.evolve(part.rows[1], score=0.999), *part.rows[2:])
+    scores = attrs.evolve(scores, groups=(attrs.evolve(part, rows=rows), *scores.groups[1:]))
+    altered = attrs.evolve(classifier, result=attrs.evolve(classifier.result, scores=scores))
     with pytest.raises(DataError, match="are not those of the predictions"):
-        recompute_scores(classifier)
+        recompute_scores(altered)
 
 
 def test_scores_on_held_out_images_are_named_by_their_metric() -> None:
     cell = grids.Cell(place={"rate": "0.1"}, tables={}, where="the grid")
-    result = {
-        "data": "findings", "rounds": 1, "is_personal": True, "guarantee": None,
-        "personal_score": 0.7, "site_score": 0.6, "worst_site_score": 0.5,
-        "scores": {"images": 20, "metrics": {"auc": 0.65, "accuracy": 0.9}, "groups": []},
-        "max_upload_bytes": 100, "seconds": {"total": 1.0},
-    }  # fmt: skip
-    row = grids.Row(cell=cell, images="test", results={1: result})
+    result = ResultFile(
+        data="findings", rounds=1, sites=2, dropouts=0, is_personal=True, guarantee=None,
+        scores=Scores(images=20, metrics={"auc": 0.65, "accuracy": 0.9}), max_upload_bytes=100,
+        seconds=Timings(train=0.5, aggregate=0.5, total=1.0), weights_sha256="", versions={},
+    )  # fmt: skip
+    held_out = {"personal_score": 0.7, "site_score": 0.6, "worst_site_score": 0.5}
+    row = grids.Row(cell=cell, images="test", results={1: result}, held_out={1: held_out})
     (line,) = grids.figures(["rate"], [row])
     assert line["personal_score_mean"] == 0.7
     assert {"personal_accuracy_mean", "site_accuracy_mean"}.isdisjoint(line)

@@ -209,26 +209,26 @@ class Overconfident(Fixed):
         return torch.cat([logits[:, :2].sign() * 60 * sign[:, None], logits[:, 2:]], 1)
 
 
-@pytest.mark.parametrize("has_rival", [True, False])
+@pytest.mark.parametrize("has_local_only", [True, False])
 def test_reference_that_is_worse_than_guessing_has_no_margin(
-    private_run: Path, has_rival: bool
+    private_run: Path, has_local_only: bool
 ) -> None:
     classifier = Classifier.open(private_run)
     weak = with_form(Overconfident(1.0), classifier.net)
     good = with_form(Fixed(5.0), classifier.net)
     found = FineTuning(epochs=1, folds=2).fine_tune(
-        good if has_rival else weak,
+        good if has_local_only else weak,
         site_images(),
         classifier.spec,
         classifier.model,
         Seeds(1),
-        alone=(lambda *_: weak) if has_rival else None,
+        alone=(lambda *_: weak) if has_local_only else None,
     )
     assert found.guess_loss is not None
-    reference = found.candidates[-1 if has_rival else 0]
+    reference = found.candidates[-1 if has_local_only else 0]
     assert reference.loss > found.guess_loss
     assert reference.score > 0.8
-    if not has_rival:
+    if not has_local_only:
         assert found.choice is reference
         return
     assert found.choice.kind == "start"

@@ -23,7 +23,7 @@ from cohortium.reporting import content
 from cohortium.reporting.differing import study_differences
 from cohortium.reporting.figures import MIN_GAP, Axis, Line, Plot
 from cohortium.reporting.parties import PartyInputs, conditions, party_views
-from cohortium.reporting.stored import Terms
+from cohortium.reporting.terms import Terms
 from cohortium.reporting.wording import max_detection_rate, max_likelihood_ratio, one_in
 from cohortium.roles.values import AggregationGuarantee
 from cohortium_gaussian import Gaussian

@@ -14,7 +14,6 @@ from cohortium.errors import RequestError
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.privacy.membership import MembershipBound
 from cohortium.reporting.parties import PartyInputs, party_views
-from cohortium.reporting.stored import Terms
 from cohortium.reporting.study_page import (
     Charge,
     Release,
@@ -22,6 +21,7 @@ from cohortium.reporting.study_page import (
     render_study_page,
     write_study_page,
 )
+from cohortium.reporting.terms import Terms
 from cohortium.roles.values import AggregationGuarantee
 
 GUARANTEE = Guarantee(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cohortium.errors import DataError, RecordError
-from cohortium.runs.dataset_info import read_result
+from cohortium.runs.stored_result import ModelResult, read_result
 from cohortium.storage.bounded_read import BLOCK, read_bounded, read_if_present
 
 Read = Callable[..., bytes | None]
@@ -50,10 +50,12 @@ def test_missing_file_is_none_if_optional(tmp_path: Path) -> None:
 
 
 def test_small_result_takes_little_memory(tmp_path: Path) -> None:
-    (tmp_path / "result.json").write_text('{"rounds": 1}', "utf-8")
+    path = tmp_path / "result.json"
+    path.write_text('{"guarantee": null, "weights_sha256": "00", "versions": {}}', "utf-8")
     tracemalloc.start()
     try:
-        assert read_result(tmp_path) == {"rounds": 1}
+        found = read_result(path, ModelResult)
+        assert found == ModelResult(guarantee=None, weights_sha256="00", versions={})
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import msgspec
 from attrs import frozen
 
 from cohortium.catalog.discovery import discover
-from cohortium.data.scores import Scores
-from cohortium.errors import DataError
 from cohortium.inference.export.card_scores import describe_scores
 from cohortium.inference.export.markdown import Code, plain, table
 from cohortium.inference.export.personal_card import mark
-from cohortium.runs.result import RESULT
 from cohortium.runs.signatures import seen_signatures, summarize
 from cohortium.text import escape_markdown, markdown_code
 
@@ -40,14 +36,8 @@ class Exported:
 
 
 def model_card(classifier: Classifier, exported: Exported) -> str:
-    """Return the card in Markdown.
-
-    Raises:
-        DataError: The run's result is damaged, or its guarantee is no guarantee.
-    """
+    """Return the card in Markdown."""
     assert classifier.result is not None, "only a complete run's model has a card"
-    _ = classifier.guarantee  # its own error is the clearer one
-    _require_sound(classifier, classifier.result)
     title = f"# Model card: {plain(classifier.dataset_info.name)}"
     sections = (
         [title, *mark(classifier), *_summary(classifier)],
@@ -80,11 +70,9 @@ def _summary(classifier: Classifier) -> Iterator[str]:
         yield f"These are the weights after the last round, {classifier.rounds}."
         return
     yield (
-        f"These are the weights after round {classifier.rounds} of "
-        f"{_term(classifier, 'rounds')}. "
-        f"**A choice was made:** of all rounds that were scored, this one did best on "
-        f"{classifier.dataset_info.validation:,} validation images (score "
-        f"{classifier.chosen:.2%}, "
+        f"These are the weights after round {classifier.rounds} of {_term(classifier, 'rounds')}. "
+        "**A choice was made:** of all rounds that were scored, this one did best on "
+        f"{classifier.dataset_info.validation:,} validation images (score {classifier.chosen:.2%}, "
         "which flatters it, having been chosen by that). The guarantee below covers the weights of "
         "every round, and so the choice among them, with regard to the training images. It says "
         "nothing about the validation images, which the data set declares to be public: if they "
@@ -268,7 +256,7 @@ def _reproduction(classifier: Classifier, exported: Exported) -> Iterator[str]:
     ):
         yield f"{told[:1].upper()}{told[1:]}"
     yield table(("file", "SHA-256"), ((name, Code(sha)) for name, sha in exported.hashes.items()))
-    versions = classifier.result["versions"].items()
+    versions = classifier.result.versions.items()
     told = ", ".join(f"{escape_markdown(name)} {escape_markdown(each)}" for name, each in versions)
     yield f"Versions: {told}."
     yield "The study, as it was resolved, is `study.toml` in the run's folder."
@@ -290,19 +278,3 @@ def _term(classifier: Classifier, key: str) -> str:
     """Return a value of the study's `[federation]`."""
     terms = classifier.study.get("federation")
     return plain(terms.get(key, "?") if isinstance(terms, dict) else "?")
-
-
-def _require_sound(classifier: Classifier, result: Mapping[str, Any]) -> None:
-    """Refuse a result of other types than a run writes, as far as the card tells it.
-
-    Raises:
-        DataError: The result is damaged.
-    """
-    try:
-        msgspec.convert(result.get("scores"), Scores | None)
-        msgspec.convert(result.get("versions"), dict[str, str])
-    except (RecursionError, ValueError) as error:
-        reason = str(error).partition("\n")[0].replace("`", "").rstrip(".")
-        raise DataError(
-            f"{classifier.folder / RESULT} is damaged: {reason}; copy it anew from the run."
-        ) from error

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from cohortium.data.scores import DECIMALS, metric_name
+from cohortium.data.scores import DECIMALS, columns_of, metric_name
 from cohortium.inference.export.markdown import plain, table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
+    from cohortium.data.scores import Scores
     from cohortium.inference.classifier import Classifier
 
 
@@ -22,7 +23,7 @@ def describe_scores(classifier: Classifier, *, is_scored_anew: bool) -> Iterator
     """
     result = classifier.result
     assert result is not None
-    scores = result.get("scores")
+    scores = result.scores
     if classifier.personal is not None:
         yield (
             "This model has no scores on images that it did not see and was not chosen by. Those "
@@ -36,24 +37,20 @@ def describe_scores(classifier: Classifier, *, is_scored_anew: bool) -> Iterator
         yield "**These are of the run's last round, not of the round that was chosen here.**"
     told = ", ".join(
         f"{plain(metric_name(name))} {_shown(name, value)}"
-        for name, value in scores["metrics"].items()
+        for name, value in scores.metrics.items()
     )
     yield f"On {classifier.dataset_info.test:,} test images: {told}.{_majority(scores)}"
-    if result.get("is_personal"):
+    if result.is_personal:
         yield (
             "**They are of the global network, which this folder holds and no site of the run "
             "uses:** its trainer makes each site a network of its own."
         )
-    columns = list(dict.fromkeys(key for row in scores["per_class"] for key in row["metrics"]))
+    columns = columns_of(scores.per_class)
     yield table(
         ("class", "images", *map(metric_name, columns)),
         (
-            (
-                row["name"],
-                row["examples"],
-                *(_shown(key, row["metrics"].get(key)) for key in columns),
-            )
-            for row in scores["per_class"]
+            (row.name, row.examples, *(_shown(key, row.metrics.get(key)) for key in columns))
+            for row in scores.per_class
         ),
     )
     yield from _groups(scores)
@@ -65,33 +62,33 @@ def describe_scores(classifier: Classifier, *, is_scored_anew: bool) -> Iterator
     )
 
 
-def _groups(scores: Mapping[str, Any]) -> Iterator[str]:
+def _groups(scores: Scores) -> Iterator[str]:
     """Yield the main metric by centre and by group, with the worst of each."""
-    metric = next(iter(scores["metrics"]))
-    for part in scores.get("groups") or ():
-        yield f"By {plain(part['name'])}, with intervals at 95 %:"
+    metric = scores.main_metric
+    for part in scores.groups:
+        yield f"By {plain(part.name)}, with intervals at 95 %:"
         yield table(
-            (part["name"], "images", metric_name(metric), "from", "to"),
+            (part.name, "images", metric_name(metric), "from", "to"),
             (
                 (
-                    _stated(row["value"]),
-                    row["images"],
-                    *(_shown(metric, row[key]) for key in ("score", "low", "high")),
+                    _stated(row.value),
+                    row.images,
+                    *(_shown(metric, value) for value in (row.score, row.low, row.high)),
                 )
-                for row in part["rows"]
+                for row in part.rows
             ),
         )
-        if part["worst"] is not None:
-            row = part["rows"][part["worst"]]
+        worst = part.worst_row
+        if worst is not None:
             chance = (
                 "Its interval lies below the score of all images."
-                if part["is_below_all"]
+                if part.is_below_all
                 else "Its interval does not lie below the score of all images, so that chance "
                 "alone may have made it the worst."
             )
             yield (
-                f"**Worst {plain(part['name'])}:** {plain(_stated(row['value']))}, "
-                f"{_shown(metric, row['score'])} on {row['images']:,} images. {chance}"
+                f"**Worst {plain(part.name)}:** {plain(_stated(worst.value))}, "
+                f"{_shown(metric, worst.score)} on {worst.images:,} images. {chance}"
             )
 
 
@@ -99,9 +96,9 @@ def _stated(value: str) -> str:
     return value or "not stated"
 
 
-def _majority(scores: Mapping[str, Any]) -> str:
+def _majority(scores: Scores) -> str:
     """Return the accuracy of always predicting the most frequent class."""
-    share = scores.get("majority_share")
+    share = scores.majority_share
     if share is None:
         return ""
     return f" Calling every image the most frequent class is right for {share:.2%}."

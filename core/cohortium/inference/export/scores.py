@@ -6,19 +6,20 @@ There is a prediction for each test image.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
 
-from cohortium.data.scores import UNBOUNDED
+from cohortium.data.scores import UNBOUNDED, GroupScore, GroupScores
 from cohortium.errors import DataError
-from cohortium.runs.result import PREDICTIONS, predictions_of
+from cohortium.runs.result import PREDICTIONS, RESULT, predictions_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from cohortium.data.predictions import Predictions
+    from cohortium.data.scores import Scores
     from cohortium.inference.classifier import Classifier
 
 CLOSE = 5e-5
@@ -41,46 +42,46 @@ def recompute_scores(classifier: Classifier) -> bool:
     """
     result = classifier.result
     assert result is not None, "only a complete run has scores"
-    if result.get("scores") is None or not (classifier.folder / PREDICTIONS).exists():
+    if result.scores is None or not (classifier.folder / PREDICTIONS).exists():
         return False
     predictions = predictions_of(classifier.folder)
     try:
-        found = attrs.asdict(predictions.scores)
-        found["groups"] = list(_by_group(predictions))
-        pairs = zip(_figures(found), _figures(result["scores"]), strict=True)
+        found = attrs.evolve(predictions.scores, groups=tuple(_by_group(predictions)))
+        pairs = zip(_figures(found), _figures(result.scores), strict=True)
         is_same = all(_is_close(one, other) for one, other in pairs)
     except (IndexError, KeyError, TypeError, ValueError):  # predictions of another task, or labels
         is_same = False
     if not is_same:
         raise DataError(
-            f"the scores in {classifier.folder / 'result.json'} are not those of the predictions "
+            f"the scores in {classifier.folder / RESULT} are not those of the predictions "
             f"in {PREDICTIONS} next to it; one of the two was replaced: take both from one run."
         )
     return True
 
 
-def _figures(scores: Mapping[str, Any]) -> Iterator[float | None]:
+def _figures(scores: Scores) -> Iterator[float | None]:
     """Yield the figures that a card shows."""
-    yield from _metrics(scores["metrics"])
-    for row in scores["per_class"]:
-        yield row["examples"]
-        yield from _metrics(row["metrics"])
-    for part in scores.get("groups") or ():
-        for row in part["rows"]:
-            yield row["images"]
-            yield row["score"]
+    yield from _metrics(scores.metrics)
+    for row in scores.per_class:
+        yield row.examples
+        yield from _metrics(row.metrics)
+    for part in scores.groups:
+        for group in part.rows:
+            yield group.images
+            yield group.score
 
 
-def _by_group(predictions: Predictions) -> Iterator[dict[str, Any]]:
+def _by_group(predictions: Predictions) -> Iterator[GroupScores]:
     """Yield the main metric by centre and by group, without intervals."""
     task, main = predictions.task, predictions.scores.main_metric
     for grouping in predictions.groupings:
         rows = []
-        for code in range(len(grouping.values)):
+        for code, value in enumerate(grouping.values):
             index = np.flatnonzero(grouping.codes == code)
             part = task.score(predictions.values[index], predictions.labels[index])
-            rows.append({"images": len(index), "score": part.metrics.get(main)})
-        yield {"rows": rows}
+            score, images = part.metrics.get(main), len(index)
+            rows.append(GroupScore(value=value, images=images, score=score, low=None, high=None))
+        yield GroupScores(name=grouping.name, is_centre=grouping.is_centre, rows=tuple(rows))
 
 
 def _metrics(values: Mapping[str, float | None]) -> Iterator[float | None]:

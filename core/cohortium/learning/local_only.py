@@ -32,7 +32,7 @@ DIVERGED: Final = (
 
 
 @frozen(eq=False, kw_only=True)
-class Rival:
+class LocalOnly:
     """The network that the site trains alone.
 
     Attributes:
@@ -52,7 +52,7 @@ class Rival:
     @classmethod
     def of(
         cls, alone: TrainAlone | None, examples: Examples, features: Features, start: nn.Module
-    ) -> Rival:
+    ) -> LocalOnly:
         """Train on all images."""
         found = cls(alone=alone, features=features)
         if alone is None:
@@ -62,12 +62,12 @@ class Rival:
             net, reason = None, "it is of another form than the study's model"
         return cls(alone=alone, features=features, net=net, reason=reason)
 
-    def narrowed(self, examples: Examples) -> Rival:
+    def narrowed(self, examples: Examples) -> LocalOnly:
         """Train on `examples`."""
         if self.net is None:
             return self
         fold_net, reason = self._trained(examples)
-        return Rival(
+        return LocalOnly(
             alone=self.alone,
             features=self.features,
             net=None if fold_net is None else self.net,
@@ -75,12 +75,12 @@ class Rival:
             reason=reason,
         )
 
-    def required_finite(self, losses: NDArray[np.float64]) -> Rival:
+    def required_finite(self, losses: NDArray[np.float64]) -> LocalOnly:
         """Leave the network out if it has infinite losses."""
         if self.net is None or np.isfinite(losses).all():
             return self
         reason = f"its loss is infinite. {DIVERGED.rstrip('.')}"
-        return Rival(alone=self.alone, features=self.features, reason=reason)
+        return LocalOnly(alone=self.alone, features=self.features, reason=reason)
 
     def _trained(self, examples: Examples) -> tuple[nn.Module | None, str]:
         assert self.alone is not None

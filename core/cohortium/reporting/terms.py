@@ -1,4 +1,4 @@
-"""Parts of a study's terms and of a result, as stored."""
+"""A study's terms, as stored."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from attrs import field, frozen
 from attrs.validators import and_, ge, le
 
 from cohortium.roles.values import Adversary
-from cohortium.runs.history import Cell
-from cohortium.runs.result import StoredResult
 
 MAX_SITES = 1_000_000
 
@@ -33,10 +31,3 @@ class Terms:
     def asked(self) -> int:
         """Number of sites that are asked each round."""
         return self.cohort_size or self.sites
-
-
-@frozen(kw_only=True)
-class Summary(StoredResult):
-    """Content of `result.json`, which `result.Result` writes."""
-
-    history: tuple[dict[str, Cell], ...] = ()
