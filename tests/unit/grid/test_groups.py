@@ -196,14 +196,12 @@ def test_a_distant_majority_class_leaves_room_for_the_accuracies(share: float, t
         grids.Row(
             cell=grids.Cell(place={"noise": noise}, tables={}, where="the grid"),
             images="test",
-            results={1: {
-                "data": "cells", "rounds": 1, "guarantee": None, "max_upload_bytes": 100,
-                "scores": {
-                    "images": 20, "metrics": {"accuracy": accuracy}, "majority_share": share,
-                    "groups": [],
-                },
-                "seconds": {"total": 1.0},
-            }},
+            results={1: ResultFile(
+                data="cells", rounds=1, sites=2, dropouts=0, is_personal=False, guarantee=None,
+                scores=Scores(images=20, metrics={"accuracy": accuracy}, majority_share=share),
+                max_upload_bytes=100, weights_sha256="", versions={},
+                seconds=Timings(train=0.5, aggregate=0.5, total=1.0),
+            )},
         )
         for noise, accuracy in (("none", 0.96), ("local", 0.92))
     ]  # fmt: skip
