@@ -108,3 +108,33 @@ def test_discovery_imports_no_heavy_module(action: str) -> None:
     code = f"{action}\nimport sys\nprint([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def shown_arrays(tree: ast.AST) -> list[str]:
+    """Fields of attrs classes that hold arrays, and that the class's text would show."""
+    found = []
+    for kind in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
+        made = [ast.unparse(each) for each in kind.decorator_list]
+        if not any(re.match(r"frozen|define", each) and "repr=False" not in each for each in made):
+            continue
+        for line in kind.body:
+            if not isinstance(line, ast.AnnAssign):
+                continue
+            holds = re.search(
+                r"\b(Tensor|NDArray|ExampleIndices|Words)\b", ast.unparse(line.annotation)
+            )
+            is_code = "Callable" in ast.unparse(line.annotation)
+            value = "" if line.value is None else ast.unparse(line.value)
+            if holds and not is_code and "repr=False" not in value:
+                found.append(f"{kind.name}.{ast.unparse(line.target)}")
+    return found
+
+
+def test_text_of_a_value_shows_no_array() -> None:
+    """An error or a log line that names a value shows no image, label, patient or update."""
+    files = [*modules(), *sorted((ROOT / "plugins").rglob("*.py"))]
+    trees = {path: ast.parse(path.read_text("utf-8")) for path in files}
+    found = {str(path): names for path, tree in trees.items() if (names := shown_arrays(tree))}
+    assert found == {}
+    bad = "@frozen\nclass A:\n    x: Tensor\n    y: Words = field(repr=False)\n    z: int\n"
+    assert shown_arrays(ast.parse(bad)) == ["A.x"]

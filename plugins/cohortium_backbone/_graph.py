@@ -88,7 +88,7 @@ class Program:
     steps: tuple[Step, ...]
     weights: tuple[Weight, ...]
     outputs: tuple[str, ...]
-    made: Mapping[str, Tensor] = field(factory=dict)
+    made: Mapping[str, Tensor] = field(factory=dict, repr=False)
     optional_prefixes: tuple[str, ...] = ()
 
     @cached_property

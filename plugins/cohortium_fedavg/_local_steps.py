@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 from cohortium.plugin import (
     AugmentedTraining,
@@ -33,7 +33,7 @@ class Drift:
         pull: Strength of the pull towards the global weights.
     """
 
-    offset: Tensor | None = None
+    offset: Tensor | None = field(default=None, repr=False)
     pull: float = 0.0
 
     def add_to_gradients(self, net: nn.Module, before: Tensor) -> None:

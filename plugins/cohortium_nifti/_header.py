@@ -53,7 +53,7 @@ class Voxels:
     """
 
     stored: NDArray[Any] = field(repr=False)
-    affine: NDArray[np.float64]
+    affine: NDArray[np.float64] = field(repr=False)
     slope: float
     intercept: float
 

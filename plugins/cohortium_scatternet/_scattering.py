@@ -19,7 +19,7 @@ import math
 from typing import TYPE_CHECKING
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from torch import Tensor
 from torch.nn import functional
 
@@ -42,8 +42,8 @@ class FilterBank:
         bands: ψ̂ by octave and angle, shape (J, L, H, W).  It is real.
     """
 
-    low: tuple[Tensor, Tensor]
-    bands: Tensor
+    low: tuple[Tensor, Tensor] = field(repr=False)
+    bands: Tensor = field(repr=False)
 
     def averages(self, margin: int) -> tuple[Tensor, Tensor]:
         """Return the matrices that convolve by φ and subsample.

@@ -260,7 +260,7 @@ class CollectVectors(Stage):
 
     masking_graph: MaskingGraph
     next_keys: AdvertiseKeys | AdvertiseSignedKeys | None
-    total: Words = field(init=False)
+    total: Words = field(init=False, repr=False)
     survivors: set[SiteId] = field(factory=set, init=False)
 
     @total.default

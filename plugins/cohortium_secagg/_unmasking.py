@@ -89,7 +89,7 @@ class Unmask(Stage):
     """
 
     masking_graph: MaskingGraph
-    total: Words
+    total: Words = field(repr=False)
     survivors: frozenset[SiteId]
     prepared: ShareKeys | None
     held: dict[SiteId, dict[SiteId, bytes]] = field(factory=dict, init=False)

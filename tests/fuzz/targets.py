@@ -291,7 +291,11 @@ def _signed(folder: Path) -> bytes:
     folder.mkdir()
     result = folder / "result.json"
     session = bytes(range(16))
-    tables = {"federation": dict.fromkeys(SHARED_KEYS, 1)}
+    parts = {"model": "cnn", "trainer": "fedavg", "privatizer": "none", "aggregator": "plain"}
+    tables = {
+        "federation": dict.fromkeys(SHARED_KEYS, 1),
+        **{role: {"name": name} for role, name in parts.items()},
+    }
     (folder / "study.toml").write_text(tomli_w.dumps(tables))
     digest = shared_digest(tables)
     stated = {

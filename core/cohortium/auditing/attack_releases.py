@@ -153,7 +153,7 @@ class _Watched:
 
     draw: Callable[[int], Iterator[ExampleIndices]]
     privatizer: SitePrivatizer | None = None
-    _used: list[ExampleIndices] = field(factory=list, init=False)
+    _used: list[ExampleIndices] = field(factory=list, init=False, repr=False)
 
     @property
     def images(self) -> ExampleIndices:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
-from attrs import frozen
+from attrs import field, frozen
 
 from cohortium import parameters
 from cohortium.data.examples import Examples
@@ -76,7 +76,7 @@ class CanaryPrivatizer:
 
     privatizer: SitePrivatizer
     gradients: Reals
-    coordinates: ExampleIndices
+    coordinates: ExampleIndices = field(repr=False)
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
         """Yield the study's own batches."""

@@ -137,7 +137,7 @@ class ClipProbe:
     """
 
     privatizer: Callable[[], SitePrivatizer]
-    images: Tensor
+    images: Tensor = field(repr=False)
     sizes: list[int] = Factory(list)
     left_out: float = 0.0
     replaced: float = 0.0

@@ -41,8 +41,8 @@ class Recording:
         releases: In the order in which they left the site.
     """
 
-    batches: list[ExampleIndices] = field(factory=list)
-    gradients: list[list[Tensor | None]] = field(factory=list)
+    batches: list[ExampleIndices] = field(factory=list, repr=False)
+    gradients: list[list[Tensor | None]] = field(factory=list, repr=False)
     releases: list[RingVector] = field(factory=list)
 
     def record(self, privatizer: SitePrivatizer) -> SitePrivatizer:

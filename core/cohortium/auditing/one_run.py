@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 import numpy as np
-from attrs import frozen
+from attrs import field, frozen
 
 from cohortium import parameters
 from cohortium.auditing.bounds import (
@@ -56,9 +56,9 @@ class CanaryPlacement:
         sites: Site of each canary, shape (m,).
     """
 
-    coins: NDArray[np.bool_]
-    coordinates: ExampleIndices
-    sites: ExampleIndices
+    coins: NDArray[np.bool_] = field(repr=False)
+    coordinates: ExampleIndices = field(repr=False)
+    sites: ExampleIndices = field(repr=False)
 
 
 def audit_run(

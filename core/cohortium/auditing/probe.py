@@ -55,7 +55,7 @@ class Probe:
     secret: Randomness = field(factory=Randomness.system)
     _trial: PrivacyProbe = field(init=False)
     _net: nn.Module = field(init=False)
-    _patients: ExampleIndices = field(init=False)
+    _patients: ExampleIndices = field(init=False, repr=False)
 
     @_trial.default
     def _make_trial(self) -> PrivacyProbe:

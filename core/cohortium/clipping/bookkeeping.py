@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
-from attrs import Factory, define, evolve, frozen
+from attrs import Factory, define, evolve, field, frozen
 from torch.nn.utils.parametrize import cached
 
 from cohortium.clipping.layer_call import LayerCall, squared_norms
@@ -58,8 +58,8 @@ class StoredGradients:
     """Per-example gradients of parameters, concatenated, (B, P)."""
 
     parameters: list[nn.Parameter]
-    rows: Tensor
-    squared_norms: Tensor
+    rows: Tensor = field(repr=False)
+    squared_norms: Tensor = field(repr=False)
 
     def weighted_sums(self, factors: Tensor, bad: Tensor | None) -> list[Tensor]:
         """Return one product, split by parameter."""
@@ -76,7 +76,7 @@ class DeferredGradients:
     parameters: list[nn.Parameter]
     name: str
     call: LayerCall
-    squared_norms: Tensor
+    squared_norms: Tensor = field(repr=False)
 
     def weighted_sums(self, factors: Tensor, bad: Tensor | None) -> list[Tensor]:
         """Return the sum by the layer's rule."""
@@ -109,7 +109,9 @@ class _BatchRecord:
     examples: int
     calls: dict[int, int] = Factory(dict)
     kept: dict[int, DeferredGradients] = Factory(dict)
-    rows: dict[int, tuple[nn.Parameter, Tensor, Tensor | None]] = Factory(dict)
+    rows: dict[int, tuple[nn.Parameter, Tensor, Tensor | None]] = field(
+        default=Factory(dict), repr=False
+    )
     floats: int = 0
 
     def add(self, parameter: nn.Parameter, name: str, call: LayerCall) -> bool:

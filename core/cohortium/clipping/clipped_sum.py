@@ -38,7 +38,7 @@ class ClippedSums:
         unclipped: Number of examples whose gradient was within the clip norm.
     """
 
-    totals: dict[nn.Parameter, Tensor] = field(factory=dict)
+    totals: dict[nn.Parameter, Tensor] = field(factory=dict, repr=False)
     unclipped: int = 0
 
 

@@ -11,7 +11,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from torch.nn import functional
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class AdjointConvolution:
     The attributes are those of `nn.Conv2d`.
     """
 
-    weight: Tensor
+    weight: Tensor = field(repr=False)
     in_channels: int
     out_channels: int
     kernel_size: Sequence[int]

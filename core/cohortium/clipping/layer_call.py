@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from attrs import evolve, frozen
+from attrs import evolve, field, frozen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,10 +47,10 @@ class LayerCall:
     """
 
     layer: Any
-    x: Tensor
-    g: Tensor
+    x: Tensor = field(repr=False)
+    g: Tensor = field(repr=False)
     examples: int
-    saved: tuple[Tensor, ...] = ()
+    saved: tuple[Tensor, ...] = field(default=(), repr=False)
 
     @staticmethod
     def reused_tensors(node: Any) -> tuple[Tensor, ...]:  # noqa: ARG004

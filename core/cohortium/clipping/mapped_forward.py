@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from attrs import Factory, define
+from attrs import Factory, define, field
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -85,7 +85,7 @@ class PerExamplePass:
     _is_tried: bool = False
     _layers: dict[int, Layer] = Factory(dict)
     _settings: dict[int, Settings] = Factory(dict)
-    _given: dict[int, Tensor] = Factory(dict)
+    _given: dict[int, Tensor] = field(default=Factory(dict), repr=False)
     _patched: list[tuple[nn.Module, str, Any]] = Factory(list)
     _copied: list[nn.Parameter] = Factory(list)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -27,7 +27,7 @@ class ParameterCopies:
     """
 
     parameter: nn.Parameter
-    rows: Tensor
+    rows: Tensor = field(repr=False)
 
 
 @frozen
@@ -39,7 +39,7 @@ class VmappedCall:
         copies: Its parameters.
     """
 
-    output: list[Tensor]
+    output: list[Tensor] = field(repr=False)
     copies: list[ParameterCopies]
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from attrs import Factory, define, frozen
+from attrs import Factory, define, field, frozen
 from torch import nn
 
 from cohortium.errors import PrivacyError
@@ -55,9 +55,9 @@ class _Held:
     """
 
     place: str
-    tensor: torch.Tensor
+    tensor: torch.Tensor = field(repr=False)
     version: int
-    values: torch.Tensor
+    values: torch.Tensor = field(repr=False)
     is_parameter: bool
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from attrs import frozen
+from attrs import field, frozen
 from torch._functorch.autograd_function import custom_function_call
 from torch.overrides import TorchFunctionMode
 
@@ -185,7 +185,7 @@ class Alone:
 
     kind: str
     call: Callable[[], list[Tensor]]
-    output: list[Tensor]
+    output: list[Tensor] = field(repr=False)
 
     def is_same(self) -> bool:
         """Return whether the outputs are the same now."""

@@ -254,8 +254,8 @@ class _Pairs:
         shares: λ, the share of the example itself, shape (B,).
     """
 
-    partners: Tensor
-    shares: Tensor
+    partners: Tensor = field(repr=False)
+    shares: Tensor = field(repr=False)
 
     @classmethod
     def of(cls, images: Tensor, alpha: float, task: LocalTask) -> _Pairs:

@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from attrs import frozen
+from attrs import field, frozen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -97,9 +97,9 @@ class CandidateTable:
         owner: Number of the unit of each image, shape (N,).
     """
 
-    losses: NDArray[np.float64]
-    scores: NDArray[np.float64]
-    owner: NDArray[np.intp]
+    losses: NDArray[np.float64] = field(repr=False)
+    scores: NDArray[np.float64] = field(repr=False)
+    owner: NDArray[np.intp] = field(repr=False)
 
     @classmethod
     def empty(cls, epochs: int, owners: NDArray[np.intp]) -> CandidateTable:

@@ -180,7 +180,7 @@ class FeatureFile:
     _key: str
     _temporary: Path
     _target: Path
-    _array: NDArray[Any] | None = field(default=None, init=False)
+    _array: NDArray[Any] | None = field(default=None, init=False, repr=False)
 
     def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Return an array with arbitrary content. A large one lies in the file."""

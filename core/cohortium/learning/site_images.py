@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from attrs import frozen
+from attrs import field, frozen
 
 from cohortium.learning.evaluation import batch_length
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class SiteImages:
     """A site's images, prepared: inputs of shape (N, …), and their labels."""
 
-    inputs: Tensor
-    labels: Tensor
+    inputs: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
     spec: DataSpec
 
     def losses(self, net: nn.Module, index: Tensor) -> Tensor:

@@ -203,16 +203,16 @@ class LocalTask:
     """
 
     net: nn.Module
-    images: Tensor
-    labels: Tensor
+    images: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
     spec: DataSpec
     round: int
     rounds: int
     workload: Workload
     generator: torch.Generator
-    state: Mapping[str, Tensor]
-    server_state: Tensor | None = None
-    groups: Mapping[str, Tensor] = field(factory=dict)
+    state: Mapping[str, Tensor] = field(repr=False)
+    server_state: Tensor | None = field(default=None, repr=False)
+    groups: Mapping[str, Tensor] = field(factory=dict, repr=False)
 
 
 @frozen(eq=False, kw_only=True)
@@ -228,10 +228,10 @@ class LocalResult:
             declares E.  None stands for none.
     """
 
-    vector: Tensor
+    vector: Tensor = field(repr=False)
     weight: float
-    state: Mapping[str, Tensor] = field(factory=dict)
-    extra: Tensor | None = None
+    state: Mapping[str, Tensor] = field(factory=dict, repr=False)
+    extra: Tensor | None = field(default=None, repr=False)
 
 
 @frozen(eq=False, kw_only=True)
@@ -247,8 +247,8 @@ class ReleasedMean:
         share: Sites in the mean, over all sites of the federation.
     """
 
-    vector: Tensor
-    extra: Tensor
+    vector: Tensor = field(repr=False)
+    extra: Tensor = field(repr=False)
     round: int
     rounds: int
     steps: int

@@ -40,9 +40,9 @@ class GuardedPrivatizer:
     privatizer: SitePrivatizer
     steps: int
     is_noised_late: bool = False
-    _gradient: Tensor | None = None
+    _gradient: Tensor | None = field(default=None, repr=False)
     _has_yielded_batches: bool = False
-    _yielded: list[ExampleIndices] = field(factory=list)
+    _yielded: list[ExampleIndices] = field(factory=list, repr=False)
     _num_taken: int = 0
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 import attrs
-from attrs import frozen
+from attrs import field, frozen
 
 from cohortium.catalog.networks import blame_network
 from cohortium.errors import BrokenNetworkError, PrivacyError, RefusalCode, RefusalError
@@ -45,10 +45,10 @@ class SiteData:
         patients: The patient of each example, shape (N,), if the data name them.
     """
 
-    images: Tensor
-    labels: Tensor
-    groups: Mapping[str, Tensor]
-    patients: ExampleIndices | None
+    images: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    groups: Mapping[str, Tensor] = field(repr=False)
+    patients: ExampleIndices | None = field(repr=False)
 
 
 @frozen(eq=False, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from cohortium import parameters
 from cohortium.errors import RefusalError
@@ -143,7 +143,7 @@ class _SingleSiteSession:
     """Session of either side: packs a release, or unpacks it."""
 
     config: AggregationConfig
-    _words: Words | None = None
+    _words: Words | None = field(default=None, repr=False)
     _is_asked: bool = False
 
     def begin_attempt(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002, ARG002

@@ -64,8 +64,8 @@ class PreparedStudy:
     run_config: RunConfig
     parameters: int
     loaded_splits: Splits | None
-    partition: tuple[ExampleIndices, ...] = ()
-    holdout: tuple[ExampleIndices, ...] = ()
+    partition: tuple[ExampleIndices, ...] = field(default=(), repr=False)
+    holdout: tuple[ExampleIndices, ...] = field(default=(), repr=False)
     identities: tuple[SigningKey, ...] | None = field(default=None, repr=False)
     features: Features | None = field(factory=FeatureFolder.from_environment)
     shared: str = ""

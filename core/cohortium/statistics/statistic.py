@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import attrs
 import numpy as np
-from attrs import frozen
+from attrs import field, frozen
 
 from cohortium.data.estimates import Ratio, mean_ratio, of_group, share_ratio
 
@@ -33,10 +33,10 @@ class MeasuredExamples:
         groups: The group of each example, by column of groups, shape (B,) each.
     """
 
-    inputs: Tensor
-    predictions: Tensor
-    labels: Tensor
-    groups: dict[str, Tensor]
+    inputs: Tensor = field(repr=False)
+    predictions: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    groups: dict[str, Tensor] = field(repr=False)
 
 
 @runtime_checkable

@@ -46,11 +46,11 @@ class ProbePrivatizer:
         seen: Every batch passed to `set_private_gradient`, with its losses.
     """
 
-    yields: Sequence[ExampleIndices]
+    yields: Sequence[ExampleIndices] = field(repr=False)
     fill: float | None = 0.0
     asked: list[int] = field(factory=list)
     taken: int = 0
-    seen: list[tuple[ExampleIndices, Tensor]] = field(factory=list)
+    seen: list[tuple[ExampleIndices, Tensor]] = field(factory=list, repr=False)
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
         """Yield the given batches."""

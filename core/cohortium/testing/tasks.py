@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from attrs import frozen
+from attrs import field, frozen
 
 from cohortium.data.examples import DataSpec
 from cohortium.data.scores import UNBOUNDED, Scores
@@ -45,8 +45,8 @@ class _Sample:
 
     task: Task
     spec: DataSpec
-    labels: Tensor
-    outputs: Tensor
+    labels: Tensor = field(repr=False)
+    outputs: Tensor = field(repr=False)
 
     @property
     def predictions(self) -> Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from cohortium.errors import NetworkError
 from cohortium.inference.shared.party import IMAGE, PROTOCOLS
@@ -132,8 +132,8 @@ class _Sizes:
 class _Interval:
     """The least and the greatest value at each place. One tensor is both if they are equal."""
 
-    low: Tensor
-    high: Tensor
+    low: Tensor = field(repr=False)
+    high: Tensor = field(repr=False)
 
     @property
     def size(self) -> float:
