@@ -25,15 +25,20 @@ from cohortium.runs.stored_result import ResultFile, read_result
 from cohortium.study.stored_number import stored_number
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from cohortium.data.groups import Grouping
+    from cohortium.data.predictions import Predictions
 
 DRAWS = 10_000
 """Draws of the bootstrap. The ends of a 95 % interval are then precise to about a fiftieth of its
 width."""
+
+ENDS = [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]
+"""Quantiles at the ends of an interval."""
 
 
 @frozen(kw_only=True)
@@ -132,15 +137,8 @@ def contrast(first: Path, second: Path) -> Comparison:
     if not seeds:
         raise RequestError(f"{first} and {second} have no finished run with the same seed.")
     folders = [runs[seed] for seed in seeds for runs in (one, other)]
-    known = predictions_of(folders[0])
-    hits, groupings = [], known.groupings
-    for folder in folders:
-        said = predictions_of(folder)
-        groupings = tuple(g for g in groupings if any(g.is_same(other) for other in said.groupings))
-        if not np.array_equal(said.labels, known.labels) or said.task != known.task:
-            raise RequestError(f"{folder} was tested on other images than {folders[0]}.")
-        hits.append(said.task.example_scores(said.values, said.labels))
-    firsts, seconds = np.stack(hits[::2]), np.stack(hits[1::2])
+    known, scores, groupings = _example_scores(folders)
+    firsts, seconds = scores[::2], scores[1::2]
     strata = known.task.strata(known.labels)
     found = bootstrap(firsts - seconds, strata, np.random.default_rng(0))
     majority_share = known.scores.majority_share
@@ -173,6 +171,24 @@ def contrast(first: Path, second: Path) -> Comparison:
             _by_group(grouping, firsts, seconds, seeds, next(iter(found))) for grouping in groupings
         ),
     )
+
+
+def _example_scores(
+    folders: Sequence[Path],
+) -> tuple[Predictions, NDArray[np.float64], tuple[Grouping, ...]]:
+    """Return the first run's predictions, each run's scores and the groupings of all runs.
+
+    The scores have the shape (runs, N).
+    """
+    known = predictions_of(folders[0])
+    scores, groupings = [], known.groupings
+    for folder in folders:
+        said = predictions_of(folder)
+        groupings = tuple(g for g in groupings if any(g.is_same(other) for other in said.groupings))
+        if not np.array_equal(said.labels, known.labels) or said.task != known.task:
+            raise RequestError(f"{folder} was tested on other images than {folders[0]}.")
+        scores.append(said.task.example_scores(said.values, said.labels))
+    return known, np.stack(scores), groupings
 
 
 def _by_group(
@@ -220,26 +236,22 @@ def bootstrap(
         rng: Source of the draws.
         draws: Number of draws.
     """
-    seeds, images = gains.shape
     classes = np.unique(labels)
     of_class = (labels[:, None] == classes).astype(np.float64)  # (N, K)
     accuracies, balanced = np.empty(draws), np.empty(draws)
-    for d in range(draws):
-        weights = np.bincount(rng.integers(seeds, size=seeds), minlength=seeds) / seeds
-        counts = np.bincount(rng.integers(images, size=images), minlength=images)
+    for d, (weights, counts) in enumerate(_resamples(gains.shape, rng, draws)):
         gain = (weights @ gains) * counts  # (N,)
         totals = counts @ of_class  # a class that was not drawn has no sensitivity
-        accuracies[d] = gain.sum() / images
+        accuracies[d] = gain.sum() / len(gain)
         balanced[d] = ((gain @ of_class)[totals > 0] / totals[totals > 0]).mean()
     mean = gains.mean(0)
-    ends = [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]
     means = {
         "accuracy": (float(mean.mean()), accuracies),
         "balanced accuracy": (float(((mean @ of_class) / of_class.sum(0)).mean()), balanced),
     }
     found = {}
     for metric, (middle, drawn) in means.items():
-        low, high = np.quantile(drawn, ends)
+        low, high = np.quantile(drawn, ENDS)
         found[metric] = (middle, float(low), float(high))
     return found
 
@@ -258,22 +270,28 @@ def bootstrap_groups(
         codes: Group of each image, from 0 to G - 1, each at least once, shape (N,).
         rng: Source of the draws.
     """
-    seeds, images = gains.shape
     groups = int(codes.max()) + 1
     drawn = np.full((DRAWS, groups), np.nan)
-    for d in range(DRAWS):
-        weights = np.bincount(rng.integers(seeds, size=seeds), minlength=seeds) / seeds
-        counts = np.bincount(rng.integers(images, size=images), minlength=images)
+    for d, (weights, counts) in enumerate(_resamples(gains.shape, rng, DRAWS)):
         totals = np.bincount(codes, weights=counts, minlength=groups)
         sums = np.bincount(codes, weights=(weights @ gains) * counts, minlength=groups)
         # A group that was not drawn has no difference.
         np.divide(sums, totals, out=drawn[d], where=totals > 0)
-    ends = [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2]
     found = []
     for code in range(groups):
-        low, high = np.nanquantile(drawn[:, code], ends)
+        low, high = np.nanquantile(drawn[:, code], ENDS)
         found.append((float(gains[:, codes == code].mean()), float(low), float(high)))
     return found
+
+
+def _resamples(
+    shape: tuple[int, ...], rng: np.random.Generator, draws: int
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.int64]]]:
+    """Yield the weights of the seeds, shape (S,), and the counts of the images, shape (N,)."""
+    seeds, images = shape
+    for _ in range(draws):
+        weights = np.bincount(rng.integers(seeds, size=seeds), minlength=seeds) / seeds
+        yield weights, np.bincount(rng.integers(images, size=images), minlength=images)
 
 
 def _runs(folder: Path) -> dict[int, Path]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from cohortium.reporting.local_page import check_local_page, write_local_page
+from cohortium.reporting.local_page import LocalPage
 from cohortium.reporting.pages import render
 from cohortium.reporting.reading import Record, read
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Record", "read", "render", "write"]
 
 
-_MARK = b'<meta name="generator" content="cohortium">'
+_PAGE = LocalPage("cohortium", "report; give another file with --out")
 
 
 def write(folders: Sequence[Path], out: Path | None = None) -> Path:
@@ -44,8 +44,8 @@ def write(folders: Sequence[Path], out: Path | None = None) -> Path:
         RunError: The file cannot be written.
     """
     if out is not None:
-        check_local_page(out, _MARK, "report; give another file with --out")
+        _PAGE.check(out)
     page = render([read(folder) for folder in folders])
     target = folders[0] / "report.html" if out is None else out
-    write_local_page(target, page)
+    _PAGE.write(target, page)
     return target

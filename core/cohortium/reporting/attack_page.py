@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from attrs import field, frozen
 
-from cohortium.errors import RunError
-from cohortium.reporting.local_page import check_local_page, write_local_page
+from cohortium.reporting.local_page import LocalPage
 from cohortium.reporting.pages import template_environment
 from cohortium.reporting.thumbnails import FEW_PIXELS, picture_bytes, picture_uri, to_pixels
 from cohortium.reporting.wording import plural
-from cohortium.storage.atomic import atomic_write
 from cohortium.storage.writable import check_new_file
 
 if TYPE_CHECKING:
@@ -25,7 +23,7 @@ if TYPE_CHECKING:
 
     from cohortium.privacy.guarantee import Guarantee
 
-_MARK: Final = b'<meta name="generator" content="cohortium attack">'
+_PAGE: Final = LocalPage("cohortium attack", "page of an attack; give another file with --out")
 
 ReleaseKind = Literal["bare", "summed", "seen"]
 """A release of one site alone, the exact sum of all sites, and the study's own release."""
@@ -256,7 +254,7 @@ def check_attack_page(out: Path) -> None:
     if _is_picture(out):
         check_new_file(out, remedy="give another file with --out")
         return
-    check_local_page(out, _MARK, "page of an attack; give another file with --out")
+    _PAGE.check(out)
 
 
 def write_attack_page(facts: AttackFacts, out: Path) -> None:
@@ -272,13 +270,10 @@ def write_attack_page(facts: AttackFacts, out: Path) -> None:
         RunError: The file cannot be written.
     """
     check_attack_page(out)
-    if not _is_picture(out):
-        write_local_page(out, render_attack_page(facts))
-        return
-    try:
-        atomic_write(out, picture_bytes(_contact_sheet(facts)))
-    except OSError as error:
-        raise RunError(f"cannot write {out}: {error.strerror}.") from error
+    if _is_picture(out):
+        _PAGE.write(out, picture_bytes(_contact_sheet(facts)))
+    else:
+        _PAGE.write(out, render_attack_page(facts))
 
 
 def render_attack_page(facts: AttackFacts) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cohortium.reporting import wording
 from cohortium.reporting.content import MAX_ROWS, SiteRow, mean_distance
 from cohortium.reporting.data_content import DataFacts, look
-from cohortium.reporting.local_page import check_local_page, write_local_page
+from cohortium.reporting.local_page import LocalPage
 from cohortium.reporting.pages import template_environment
 from cohortium.reporting.thumbnails import COLOURS
 
@@ -25,19 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = ["DataFacts", "check_page", "look", "render_page", "summary", "write_page"]
 
-_MARK: Final = b'<meta name="generator" content="cohortium data">'
+_PAGE: Final = LocalPage("cohortium data", "page of a data set; give another file for the page")
+check_page = _PAGE.check
 
 MAX_COLUMNS: Final = 30
 """Largest number of labels that have a column in a heatmap."""
-
-
-def check_page(out: Path) -> None:
-    """Refuse a path that cannot be written, or holds another file than such a page.
-
-    Raises:
-        RequestError: It is such a path.
-    """
-    check_local_page(out, _MARK, "page of a data set; give another file for the page")
 
 
 def write_page(facts: DataFacts, out: Path) -> None:
@@ -47,8 +39,8 @@ def write_page(facts: DataFacts, out: Path) -> None:
         RequestError: Nothing can be written at `out`, or another file is there.
         RunError: The file cannot be written.
     """
-    check_page(out)
-    write_local_page(out, render_page(facts))
+    _PAGE.check(out)
+    _PAGE.write(out, render_page(facts))
 
 
 def render_page(facts: DataFacts) -> str:

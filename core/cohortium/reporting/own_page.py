@@ -11,7 +11,7 @@ from attrs import field, frozen
 
 from cohortium.data.scores import columns_of
 from cohortium.errors import RecordError
-from cohortium.reporting.local_page import check_local_page, write_local_page
+from cohortium.reporting.local_page import LocalPage
 from cohortium.reporting.pages import template_environment
 from cohortium.runs.stored_result import ResultFile, read_result
 
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.runs.result import Measured
 
-_MARK: Final = b'<meta name="generator" content="cohortium own-report">'
+_PAGE: Final = LocalPage(
+    "cohortium own-report", "page of own figures; give another file with --out"
+)
+check_own_page = _PAGE.check
 
 
 @frozen(kw_only=True)
@@ -119,15 +122,6 @@ class OwnFigures:
         return "The test images do not tell the two models apart."
 
 
-def check_own_page(out: Path) -> None:
-    """Refuse a path that cannot be written, or holds another file than such a page.
-
-    Raises:
-        RequestError: It is such a path.
-    """
-    check_local_page(out, _MARK, "page of own figures; give another file with --out")
-
-
 def write_own_page(figures: OwnFigures, out: Path) -> None:
     """Write the page of a hospital's own figures, readable by its owner alone.
 
@@ -135,8 +129,8 @@ def write_own_page(figures: OwnFigures, out: Path) -> None:
         RequestError: Nothing can be written at `out`, or another file is there.
         RunError: The file cannot be written.
     """
-    check_own_page(out)
-    write_local_page(out, render_own_page(figures))
+    _PAGE.check(out)
+    _PAGE.write(out, render_own_page(figures))
 
 
 def render_own_page(figures: OwnFigures) -> str:

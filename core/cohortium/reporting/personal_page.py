@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from cohortium.inference.personal import Personal, read_adaptation
-from cohortium.reporting.local_page import check_local_page, write_local_page
+from cohortium.reporting.local_page import LocalPage
 from cohortium.reporting.pages import template_environment
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_MARK: Final = b'<meta name="generator" content="cohortium adapt">'
+_PAGE: Final = LocalPage(
+    "cohortium adapt", "page of an adapted model; give another file with --out"
+)
 
 
 def write_personal_page(folder: Path, out: Path | None) -> tuple[Path, Personal]:
@@ -32,12 +34,12 @@ def write_personal_page(folder: Path, out: Path | None) -> tuple[Path, Personal]
     found = read_adaptation(folder)
     assert found is not None, "the folder is marked"
     target = folder / "report.html" if out is None else out
-    check_local_page(target, _MARK, "page of an adapted model; give another file with --out")
+    _PAGE.check(target)
     personal = Personal.adapted(found)
     page = (
         template_environment()
         .get_template("personal.html")
         .render(found=found, personal=personal, folder=folder.name)
     )
-    write_local_page(target, page)
+    _PAGE.write(target, page)
     return target, personal

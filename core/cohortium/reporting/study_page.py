@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import frozen
 
-from cohortium.reporting.local_page import check_local_page, write_local_page
+from cohortium.reporting.local_page import LocalPage
 from cohortium.reporting.pages import template_environment
 from cohortium.reporting.parties import PartyInputs, conditions, party_views
 from cohortium.reporting.wording import (
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
     from cohortium.privacy.membership import MembershipBound
     from cohortium.roles.values import AggregationGuarantee
 
-_MARK: Final = b'<meta name="generator" content="cohortium study">'
+_PAGE: Final = LocalPage(
+    "cohortium study", "page of a study that waits; give another file with --page"
+)
+check_study_page = _PAGE.check
 
 
 @frozen(kw_only=True)
@@ -152,15 +155,6 @@ class StudyOutlook:
         return f"Training of {model} with {self.study.get('trainer', {}).get('name', '?')}"
 
 
-def check_study_page(out: Path) -> None:
-    """Refuse a path that cannot be written, or holds another file than such a page.
-
-    Raises:
-        RequestError: It is such a path.
-    """
-    check_local_page(out, _MARK, "page of a study that waits; give another file with --page")
-
-
 def write_study_page(outlook: StudyOutlook, out: Path) -> None:
     """Write the page of a study, readable by its owner alone.
 
@@ -168,8 +162,8 @@ def write_study_page(outlook: StudyOutlook, out: Path) -> None:
         RequestError: Nothing can be written at `out`, or another file is there.
         RunError: The file cannot be written.
     """
-    check_study_page(out)
-    write_local_page(out, render_study_page(outlook))
+    _PAGE.check(out)
+    _PAGE.write(out, render_study_page(outlook))
 
 
 def render_study_page(outlook: StudyOutlook) -> str:

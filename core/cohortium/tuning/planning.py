@@ -12,9 +12,9 @@ from cohortium.errors import StudyError
 from cohortium.learning.evaluation import torch_threads
 from cohortium.rounds.build_run_config import run_randomness
 from cohortium.tuning.candidate_rounds import equal_noise_rounds
-from cohortium.tuning.image_prices import TestPricing, TrainingPricing, number_tail
 from cohortium.tuning.prepared_search import PreparedSearch
 from cohortium.tuning.prices import FinalSettings, TuningPlan
+from cohortium.tuning.search_pricing import TestPricing, TrainingPricing, number_tail
 from cohortium.tuning.studies import main_part, require_tunable
 
 if TYPE_CHECKING:

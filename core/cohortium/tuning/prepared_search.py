@@ -10,7 +10,7 @@ from cohortium.errors import CohortiumError, StudyError
 from cohortium.rounds.plan_with_prior import earlier_releases
 from cohortium.runs.evaluate import prepare_evaluation
 from cohortium.runs.prepare import prepare
-from cohortium.tuning.pricing import PricedStudy
+from cohortium.tuning.costs import PricedStudy
 from cohortium.tuning.settings import GIVEN
 from cohortium.tuning.studies import main_part, unpriced_candidate
 

@@ -11,7 +11,7 @@ from cohortium.errors import StudyError
 from cohortium.study.measurement import EvaluationPlan
 from cohortium.study.search import CountedReleases, Search, SearchCost
 from cohortium.tuning.candidate_rounds import shorten
-from cohortium.tuning.pricing import has_epsilon, with_epsilon
+from cohortium.tuning.costs import has_epsilon, with_epsilon
 from cohortium.tuning.settings import GIVEN
 
 if TYPE_CHECKING:

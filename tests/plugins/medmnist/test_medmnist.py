@@ -17,8 +17,8 @@ import torch
 from medmnist import evaluator
 
 import cohortium_medmnist
-from cohortium.plugin import DataError, Dataset, StudyError
-from cohortium_medmnist import ORIGINS, SIZES, VOLUME_SIZES, MedMNIST, cohortium_datasets
+from cohortium.plugin import DataError, StudyError
+from cohortium_medmnist import ORIGINS, SIZES, VOLUME_SIZES, MedMNIST
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -297,12 +297,6 @@ def test_construction_imports_no_heavy_package() -> None:
         [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
-
-
-def test_plugin_is_offered_as_dataset() -> None:
-    (offer,) = cohortium_datasets()
-    assert offer.name == "medmnist"
-    assert isinstance(offer.factory(), Dataset)
 
 
 @pytest.mark.data

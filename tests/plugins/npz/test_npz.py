@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cohortium.data import npz_archive
-from cohortium.plugin import DataError, Dataset, StudyError
-from cohortium_npz import Npz, cohortium_datasets
+from cohortium.plugin import DataError, StudyError
+from cohortium_npz import Npz
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -271,12 +271,6 @@ def test_parameters_of_another_type_are_refused_by_name() -> None:
         Npz(path="")
     with pytest.raises(StudyError, match=r"npz: classes is .* as a tuple of text"):
         Npz(path="a.npz", classes="abc")  # type: ignore[arg-type]
-
-
-def test_plugin_is_offered_as_dataset() -> None:
-    (offer,) = cohortium_datasets()
-    assert offer.name == "npz"
-    assert isinstance(offer.factory(path="a.npz"), Dataset)
 
 
 @pytest.mark.data

@@ -3,8 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cohortium.plugin import Dataset
-from cohortium_phantom import Phantom, cohortium_datasets
+from cohortium_phantom import Phantom
 
 SMALL = Phantom(examples=43, validation=9, test=17)
 
@@ -57,9 +56,3 @@ def test_classes_are_separable_but_not_by_brightness() -> None:
 def test_numbers_out_of_range_are_refused_by_name(parameter: str, value: int) -> None:
     with pytest.raises(ValueError, match=f"'{parameter}' must be >="):
         Phantom(**{parameter: value})
-
-
-def test_plugin_is_offered_as_dataset() -> None:
-    offer = cohortium_datasets()[0]
-    assert offer.name == "phantom"
-    assert isinstance(offer.factory(), Dataset)

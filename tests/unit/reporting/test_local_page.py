@@ -11,7 +11,7 @@ import pytest
 from cohortium.errors import RequestError
 from cohortium.reporting.attack_page import check_attack_page
 from cohortium.reporting.data_page import check_page
-from cohortium.reporting.local_page import write_local_page
+from cohortium.reporting.local_page import LocalPage
 from cohortium.reporting.own_page import check_own_page
 from cohortium.reporting.pages import template_environment
 from cohortium.reporting.study_page import check_study_page
@@ -36,7 +36,7 @@ def head(kind: str) -> str:
 def test_page_of_its_own_kind_alone_may_be_replaced(tmp_path: Path, kind: str) -> None:
     for other in CHECKS:
         page = tmp_path / f"{other}-page.html"
-        write_local_page(page, head(other) + "<body>" + "." * 100_000)
+        LocalPage(other, other).write(page, head(other) + "<body>" + "." * 100_000)
         assert stat.S_IMODE(page.stat().st_mode) == 0o600
         if other == kind:
             CHECKS[kind](page)

@@ -17,7 +17,7 @@ from cohortium.errors import CohortiumError, PrivacyError, StudyError
 from cohortium.privacy import accounting
 from cohortium.rounds.build_run_config import to_federation_spec
 from cohortium.tuning import TuningPlan, plan_tuning
-from cohortium.tuning.pricing import largest_epsilon
+from cohortium.tuning.costs import largest_epsilon
 from cohortium.tuning.settings import GIVEN
 from cohortium.tuning.studies import candidate_study, final_study
 from cohortium_fedsgd import FedSGD

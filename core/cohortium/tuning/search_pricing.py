@@ -15,8 +15,7 @@ from cohortium.rounds.plan_with_prior import earlier_releases
 from cohortium.runs.prepare import prepare
 from cohortium.study.search import SearchCost
 from cohortium.tuning.candidate_rounds import divergence
-from cohortium.tuning.prices import Price
-from cohortium.tuning.pricing import (
+from cohortium.tuning.costs import (
     PricedStudy,
     Pricer,
     composed,
@@ -24,6 +23,7 @@ from cohortium.tuning.pricing import (
     largest_epsilon,
     spends_of,
 )
+from cohortium.tuning.prices import Price
 from cohortium.tuning.settings import GIVEN
 
 if TYPE_CHECKING:
