@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from cohortium.crypto.signing import SigningKey
 from cohortium.errors import StudyError
 from cohortium.federation import Federation
-from cohortium.runs.run_directory import resume_command, study_path
+from cohortium.runs.resume_command import resume_command
+from cohortium.runs.run_directory import study_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -31,7 +31,7 @@ from cohortium.learning.preprocessing import preprocess
 from cohortium.privacy.guarantee import Guarantee
 from cohortium.runs import dataset_info, result
 from cohortium.runs.personal_mark import PERSONAL
-from cohortium.runs.rehearsal_mark import refuse_rehearsal
+from cohortium.runs.run_folder import require_run_folder
 from cohortium.runs.saved_weights import read_weights, rounds_of, score_of
 from cohortium.study import toml
 
@@ -45,12 +45,6 @@ if TYPE_CHECKING:
     from cohortium.data.file_reader import FileReader
     from cohortium.roles.protocols import Model
     from cohortium.runs.dataset_info import DatasetInfo
-
-PROGRAM: Final = "model.pt2"
-"""File of an exported model's program."""
-
-PUBLIC_MODEL: Final = "model.toml"
-"""File of the table [model] in the public part of a model, which `encrypted` publishes."""
 
 Round = Literal["last", "best"]
 """Round of the weights: the last, or the best one. The best has the highest accuracy on the public
@@ -107,22 +101,7 @@ class Classifier:
             RunError: The state is damaged.
             PluginError: The plugin of its model or trainer cannot be used.
         """
-        if (folder / PROGRAM).is_file() and not (folder / "study.toml").is_file():
-            raise RequestError(
-                f"{folder} is an exported model, for use without Cohortium; give the folder of the "
-                "run that it was exported from."
-            )
-        if not (folder / "study.toml").is_file():
-            if (folder / PUBLIC_MODEL).is_file():
-                raise RequestError(
-                    f"{folder} is the public part of a model, without its weights; use it with "
-                    "`cohortium predict` and the --encrypted or --parties of the model's owner."
-                )
-            raise RequestError(
-                f"{folder} is no record of a run: it holds no study.toml; give the folder that "
-                "`cohortium run` named last."
-            )
-        refuse_rehearsal(folder)
+        require_run_folder(folder)
         study = toml.read(folder / "study.toml", what="the study")
         known, record = dataset_info.read_dataset_info(folder), dataset_info.read_result(folder)
         model = construction.build_part(

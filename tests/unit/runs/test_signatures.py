@@ -29,7 +29,7 @@ from cohortium.errors import (
 )
 from cohortium.messages.run import Request
 from cohortium.runs.result import RESULT
-from cohortium.runs.run_directory import SIGNER
+from cohortium.runs.signer import SIGNER
 from cohortium.runs.run_files import RunFiles
 from cohortium.runs.signatures import (
     SIGNATURES,
