@@ -22,6 +22,7 @@ from cohortium.grid.differences import (
 )
 from cohortium.reporting.reading import read_result
 from cohortium.runs.result import RESULT, predictions_of
+from cohortium.runs.run_folder import require_run_folder
 from cohortium.study.stored_number import stored_number
 
 if TYPE_CHECKING:
@@ -290,6 +291,7 @@ def _runs(folder: Path) -> dict[int, Path]:
         if (place / RESULT).exists():
             found[stored_number(place / "study.toml", "seed", 1)] = place
     if not found:
+        require_run_folder(folder)
         raise RequestError(f"{folder} holds no finished run; give a run's folder or a cell's.")
     return found
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from cohortium.errors import RequestError
 from cohortium.runs.rehearsal_mark import refuse_rehearsal
-from cohortium.runs.result import OLDER
+from cohortium.runs.result import OLDER, RESULT
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,7 +48,7 @@ def _describe(path: Path) -> str:
     if not path.exists():
         return f"does not exist; {given}"
     if not path.is_dir():
-        inside = next((each for each in (*path.parents,)[:2] if (each / STUDY).is_file()), None)
+        inside = next((each for each in [*path.parents][:2] if (each / RESULT).is_file()), None)
         return f"is a file and no run's folder; {given if inside is None else f'give {inside}'}"
     if (path / PROGRAM).is_file():
         return (

@@ -11,7 +11,7 @@ from attrs import asdict, frozen
 from cohortium.errors import RecordError, RequestError
 from cohortium.runs.dataset_info import DATASET_INFO
 from cohortium.runs.result import RESULT
-from cohortium.storage.bounded_read import read_if_present
+from cohortium.storage.bounded_read import read_if_present, why_unreadable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -172,4 +172,4 @@ def _file_hash(path: Path) -> str:
     except FileNotFoundError:
         return ""
     except OSError as error:
-        raise RecordError(f"cannot read {path}: {error.strerror}.") from error
+        raise RecordError(f"cannot read {path}: {why_unreadable(path, error)}.") from error
