@@ -66,9 +66,10 @@ def evaluate(
     key = read_key(sign_with)
     engine = None if study else deployment_engine(folder)
     if engine is not None:
+        command = engine.coordinator_command(evaluate=str(folder.absolute()))
         raise RequestError(
-            f"the run in {folder} is of a deployment, whose engine starts the coordinator; evaluate "
-            f"its model with `{engine.coordinator_command(evaluate=str(folder.absolute()))}`."
+            f"the run in {folder} is of a deployment, whose engine starts the coordinator; "
+            f"evaluate its model with `{command}`."
         )
     federation = federation_of(study or study_path(folder), overrides, is_quiet=is_quiet)
     place = folder / EVALUATION if out is None else out

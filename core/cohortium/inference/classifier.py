@@ -10,7 +10,7 @@ This needs only the study's model, and neither its data nor its other plugins.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import msgspec

@@ -26,8 +26,8 @@ from cohortium.roles.events import (
 from cohortium.roles.values import AggregationGuarantee
 from cohortium.runs.history import Cell, History
 from cohortium.runs.holdout_scores import SiteScores
-from cohortium.runs.run_folder import require_run_folder
 from cohortium.runs.result import EVALUATION, SITE_SCORES
+from cohortium.runs.run_folder import require_run_folder
 from cohortium.runs.signatures import SeenSignature, seen_signatures
 from cohortium.storage.bounded_read import read_if_present
 from cohortium.storage.plain_json import decode_json

@@ -34,6 +34,7 @@ LOG, CHECKPOINT = "checkpoint/run.log", "checkpoint/state.safetensors"
 LEDGER, STATES = "ledger.sqlite", "trainer_state"
 """Paths in a run's directory."""
 
+
 @frozen(eq=False)
 class RunDirectory(RunFiles):
     """Directory of a run, open in this process and in no other.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from cohortium.errors import RequestError
@@ -22,6 +23,19 @@ PUBLIC_MODEL: Final = "model.toml"
 
 SITE_FILE: Final = "site.toml"
 """Site file, in the folder of a hospital."""
+
+_GIVEN: Final = "give the folder that `cohortium run` printed as its record"
+
+_OTHERS: Final = MappingProxyType(
+    {
+        PROGRAM: "is an exported model, for use without Cohortium; give the folder of the run that "
+        "it was exported from",
+        PUBLIC_MODEL: "is the public part of a model, without its weights; use it with "
+        "`cohortium predict` and the --encrypted or --parties of the model's owner",
+        SITE_FILE: f"is a hospital's folder and holds no run; {_GIVEN}",
+    }
+)
+"""Files that only folders of another kind have, with what such a folder is."""
 
 
 def require_run_folder(path: Path) -> None:
@@ -44,28 +58,23 @@ def require_run_folder(path: Path) -> None:
 
 def _describe(path: Path) -> str:
     """Return what is at a path that is no run's folder, and what to give instead."""
-    given = "give the folder that `cohortium run` printed as its record"
     if not path.exists():
-        return f"does not exist; {given}"
+        return f"does not exist; {_GIVEN}"
     if not path.is_dir():
         inside = next((each for each in [*path.parents][:2] if (each / RESULT).is_file()), None)
-        return f"is a file and no run's folder; {given if inside is None else f'give {inside}'}"
-    if (path / PROGRAM).is_file():
-        return (
-            "is an exported model, for use without Cohortium; give the folder of the run that it "
-            "was exported from"
-        )
-    if (path / PUBLIC_MODEL).is_file():
-        return (
-            "is the public part of a model, without its weights; use it with `cohortium predict` "
-            "and the --encrypted or --parties of the model's owner"
-        )
-    if (path / SITE_FILE).is_file():
-        return f"is a hospital's folder and holds no run; {given}"
+        return f"is a file and no run's folder; {_GIVEN if inside is None else f'give {inside}'}"
+    for name, told in _OTHERS.items():
+        if (path / name).is_file():
+            return told
+    return _describe_folder(path) or f"holds no run: there is no {STUDY} in it; {_GIVEN}"
+
+
+def _describe_folder(path: Path) -> str:
+    """Return what a folder that holds others is, or "" if it is none."""
     cell = min(path.glob(f"*/seed-*/{STUDY}"), default=None)
     if cell is not None:
         return f"holds a grid; give the folder of one of its runs, such as {cell.parent}"
     run = min(path.glob(f"*/{STUDY}"), default=None)
     if run is not None:
         return f"holds folders of runs; give one of them, such as {run.parent}"
-    return f"holds no run: there is no {STUDY} in it; {given}"
+    return ""

@@ -337,6 +337,9 @@ def test_older_approval_is_found(site: RehearsedSite, invitation: Invitation) ->
     with pytest.raises(RefutedError, match="the folder of approvals is an older copy") as caught:
         cohortium("trail", own, "--check")
     assert caught.value.exit_code == 1
+    with pytest.raises(RunError, match="in use already; stop the process that uses it"):
+        cohortium("site", own, "--check")
+    site.stop()
     with pytest.raises(RefutedError, match="its trail and its other files contradict each other"):
         cohortium("site", own, "--check")
 

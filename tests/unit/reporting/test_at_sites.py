@@ -56,7 +56,7 @@ def test_seeded_evaluation_claims_no_price(run: Path) -> None:
     """A seeded simulation protects nothing, in any section of its page."""
     page = reporting.render([reporting.read(run)])
     text = section(page)
-    assert "Nothing was protected : the noise came from a public seed." in text, text
+    assert "Nothing was protected : the noise came from a public seed." in text
     assert "it would cost ε = 2" in text
     assert "It cost" not in text
     assert "ε spent" not in page

@@ -29,7 +29,6 @@ from cohortium.errors import (
 )
 from cohortium.messages.run import Request
 from cohortium.runs.result import RESULT
-from cohortium.runs.signer import SIGNER
 from cohortium.runs.run_files import RunFiles
 from cohortium.runs.signatures import (
     SIGNATURES,
@@ -38,6 +37,7 @@ from cohortium.runs.signatures import (
     sign_result,
     summarize,
 )
+from cohortium.runs.signer import SIGNER
 from cohortium.runs.stated_result import SiteReleases
 from tests.support.command_line import PARTS, cohortium
 from tests.support.corridor import serving
