@@ -111,7 +111,7 @@ def test_messages_name_the_command_that_continues_a_deployment(tmp_path: Path) -
         )
         with pytest.raises(RequestError) as caught:
             run_deployed_study(place / "study.toml", lambda _: corridor, out=out)
-        assert f"continue with {command}" in str(caught.value)
+        assert f"continue with {command}, or name another folder as `out`." in str(caught.value)
         result = resume_deployed_study(out, lambda _: corridor)
     assert str(result).startswith("3 rounds with 3 sites; ")
     assert str(result).endswith(f"; the record is {out}")

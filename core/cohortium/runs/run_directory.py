@@ -11,7 +11,7 @@ from cohortium.ledger.ledger import Ledger
 from cohortium.runs.checkpoint import Checkpoint, RunLog
 from cohortium.runs.rehearsal_mark import is_rehearsal, start_command
 from cohortium.runs.result import EVALUATION, LAST, RESULT
-from cohortium.runs.resume_command import resume_command
+from cohortium.runs.resume_command import deployment_engine, resume_command
 from cohortium.runs.run_files import RunFiles, result_bytes
 from cohortium.runs.run_folder import STUDY, require_run_folder
 from cohortium.runs.signatures import SIGNATURES, coordinator_signature
@@ -318,8 +318,11 @@ def _require_no_run(path: Path) -> None:
     found = [p for p in path.rglob("*") if p not in left and p.suffix != UNFINISHED]
     if not found:
         return
+    other = "give another folder with --out"
+    if deployment_engine(path) is not None:
+        other = "name another folder as `out`"
     if (path / RESULT).exists():
-        raise RequestError(f"{path} holds a finished run; give another folder with --out.")
+        raise RequestError(f"{path} holds a finished run; {other}.")
     if is_rehearsal(path):
         raise RequestError(
             f"{path} holds a rehearsal deployment, which is complete: start its sites, as with "
@@ -328,6 +331,6 @@ def _require_no_run(path: Path) -> None:
     if (path / STUDY).exists():
         raise RequestError(
             f"{path} holds a run that is not finished: continue with {resume_command(path)}, or "
-            "give another folder with --out."
+            f"{other}."
         )
     raise RequestError(f"{path} is not empty; give another folder with --out.")
