@@ -9,6 +9,7 @@ CohortiumError
 ├── IdentityError            a key, or a directory of keys, cannot be used
 ├── LedgerError              a ledger cannot be used
 ├── RecordError              a run directory is missing or damaged
+│   └── RefutedError         a check of a trail or a signature failed
 ├── PrivacyError             a guarantee cannot be given
 ├── RunError                 a run had started and failed
 │   ├── AttemptsSpentError   no round is complete, and no attempt is left
@@ -38,7 +39,8 @@ class CohortiumError(Exception):
 
     Attributes:
         exit_code: Exit status of the command. It is 2 if the request was wrong and nothing has
-            started. It is 1 if a run had started and failed, and 130 if the user stopped it.
+            started. It is 1 if a run had started and failed, or a check found something wrong. It
+            is 130 if the user stopped it.
     """
 
     exit_code: ClassVar[int] = 2
@@ -84,6 +86,12 @@ class LedgerError(CohortiumError):
 
 class RecordError(CohortiumError):
     """A run's directory that is missing, damaged, or has no run."""
+
+
+class RefutedError(RecordError):
+    """A record that a check has refuted: it was altered, or signed by somebody else."""
+
+    exit_code = 1
 
 
 class PrivacyError(CohortiumError):

@@ -163,11 +163,13 @@ class Federation(Study):
         """
         from cohortium.learning.evaluation import torch_threads
         from cohortium.runs.launch import resume
+        from cohortium.runs.result import EVALUATION
         from cohortium.runs.run_directory import RunDirectory, is_finished, require_not_inner
 
         if self.measurement is not None and self.rounds > 1:
             require_not_inner(Path(out))
-        if self.evaluation is not None and is_finished(Path(out)):
+        is_evaluated = is_finished(Path(out) / EVALUATION)
+        if self.evaluation is not None and is_finished(Path(out)) and not is_evaluated:
             return self.evaluate(
                 out, observers=observers, stop=stop, engine=engine, signing_key=signing_key
             )

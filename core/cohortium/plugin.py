@@ -154,6 +154,7 @@ from cohortium.roles.hooks import API, Offer, hookimpl
 from cohortium.roles.protocols import (
     Aggregator,
     Dataset,
+    DeploymentEngine,
     Engine,
     Model,
     Observer,
@@ -221,6 +222,7 @@ __all__ = [
     "DataSurvey",
     "Dataset",
     "Delimiter",
+    "DeploymentEngine",
     "Engine",
     "EngineSession",
     "Estimate",

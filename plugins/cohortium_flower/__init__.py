@@ -9,6 +9,7 @@ Needs the extra: `pip install 'cohortium[flower]'`.
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
@@ -51,6 +52,19 @@ class Flower:
             "the engine 'flower' works inside a Flower ServerApp: start or resume the study with "
             "`flwr run`, as docs/deploy.md says."
         )
+
+    def coordinator_command(
+        self, *, resume: str = "", evaluate: str = "", is_signed: bool = False
+    ) -> str:
+        """Return the `flwr run` of the app in `docs/deploy`, with these values of its settings."""
+        settings = {
+            "resume": resume,
+            "evaluate": evaluate,
+            "out": "NEW-FOLDER" if evaluate else "",
+            "sign-with": "KEY" if is_signed else "",
+        }
+        given = " ".join(f'{key}="{value}"' for key, value in settings.items() if value)
+        return f"flwr run app study --stream --run-config {shlex.quote(given)}"
 
 
 @hookimpl

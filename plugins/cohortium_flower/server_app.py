@@ -25,6 +25,7 @@ from cohortium.plugin import (
     run_deployed_study,
 )
 from cohortium_flower._exchange import ConnectedEngine
+from cohortium_flower._run_log import RunLog
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,7 +82,9 @@ def _run(config: Mapping[str, object], grid: Grid) -> object:
     if stopped:
         if dry or trained:
             raise RequestError("resume continues a run; leave dry-run and evaluate out.")
-        return resume_deployed_study(Path(stopped), engine, sign_with=sign_with)
+        return resume_deployed_study(
+            Path(stopped), engine, sign_with=sign_with, observers=[RunLog()]
+        )
     if not isinstance(study, str) or not isinstance(out, str) or not (out or dry):
         raise RequestError("the run's configuration must name a study file and a folder out.")
     return run_deployed_study(
@@ -91,4 +94,5 @@ def _run(config: Mapping[str, object], grid: Grid) -> object:
         check_only=dry,
         evaluates=Path(trained) if trained else None,
         sign_with=sign_with,
+        observers=[RunLog()],
     )

@@ -11,11 +11,13 @@ from attrs import define
 
 from cohortium import EvaluationPlan
 from cohortium.deployment.site_config import SiteConfig
-from cohortium.errors import StudyError
+from cohortium.errors import RequestError, StudyError
 from cohortium.plugin import resume_deployed_study, run_deployed_study
+from cohortium.runs.resume_command import resume_command
 from cohortium_gaussian import Gaussian
 from cohortium_inline import Inline
 from cohortium_secagg import SecAgg
+from tests.support.command_line import cohortium
 from tests.support.corridor import Corridor, serving
 from tests.support.rehearsed_site import rehearse
 
@@ -90,6 +92,45 @@ def test_interrupted_evaluation_of_a_deployment_continues(tmp_path: Path) -> Non
     assert result.measured is not None
     assert result.measured.contributors == SITES
     assert [charged(place, site)[0] for site in range(SITES)] == [3] * SITES
+
+
+def test_messages_name_the_command_that_continues_a_deployment(tmp_path: Path) -> None:
+    place, out = rehearsal(tmp_path / "place"), tmp_path / "a run"
+    study = (place / "study.toml").read_text().replace('name = "inline"', 'name = "flower"')
+    (place / "study.toml").write_text(study)
+    with serving(place, SITES) as corridor:
+        crashing = CrashingCorridor(corridor.servers, 7)
+        with pytest.raises(CrashError):
+            run_deployed_study(place / "study.toml", lambda _: crashing, out=out)
+        command = f"`flwr run app study --stream --run-config 'resume=\"{out}\"'`"
+        with pytest.raises(RequestError) as caught:
+            cohortium("resume", str(out))
+        assert (
+            f"is of a deployment, whose engine starts the coordinator; continue it with {command}"
+            in str(caught.value)
+        )
+        with pytest.raises(RequestError) as caught:
+            run_deployed_study(place / "study.toml", lambda _: corridor, out=out)
+        assert f"continue with {command}, or name another folder as `out`." in str(caught.value)
+        result = resume_deployed_study(out, lambda _: corridor)
+    assert str(result).startswith("3 rounds with 3 sites; ")
+    assert str(result).endswith(f"; the record is {out}")
+    with pytest.raises(RequestError, match="evaluate its model with `flwr run app study") as caught:
+        cohortium("evaluate", str(out), "--epsilon", "1", "--delta", "1e-4")
+    assert f'evaluate="{out}" out="NEW-FOLDER"' in str(caught.value)
+    with pytest.raises(RequestError, match="is finished; its result is"):
+        cohortium("resume", str(out))
+
+
+def test_signed_deployment_continues_with_its_key(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "signer").write_text("00")
+    (tmp_path / "study.toml").write_text('[data]\n[engine]\nname = "flower"\n')
+    assert resume_command(tmp_path).endswith(f"""'resume="{tmp_path}" sign-with="KEY"'`""")
+    (tmp_path / "study.toml").write_text('[engine]\nname = "inline"\n')
+    assert resume_command(tmp_path) == f"`cohortium resume {tmp_path} --sign-with KEY`"
+    (tmp_path / "study.toml").write_text("damaged")
+    assert resume_command(tmp_path) == f"`cohortium resume {tmp_path} --sign-with KEY`"
 
 
 def test_simulation_is_not_resumed_as_a_deployment(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from cohortium import (
 from cohortium.plugin import (
     Aggregator,
     Dataset,
+    DeploymentEngine,
     Engine,
     Event,
     Model,
@@ -230,5 +231,6 @@ SERVER_STATES: list[ServerStateTrainer] = [Scaffold()]
 OWN_MODELS: list[OwnModelTrainer] = [Ditto()]
 PRIVATIZERS: list[Privatizer] = [Gaussian(), NoPrivacy(), Skellam()]
 AGGREGATORS: list[Aggregator] = [Additive(), Plain(), SecAgg()]
+DEPLOYMENT_ENGINES: list[DeploymentEngine] = [Flower()]
 ENGINES: list[Engine] = [Flower(), Inline(), Ray()]
 OBSERVERS: list[Observer] = [Events(), MLflow(), Progress(), TensorBoard()]

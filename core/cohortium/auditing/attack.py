@@ -11,6 +11,7 @@ every attack.
 from __future__ import annotations
 
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -27,7 +28,7 @@ from cohortium.learning.evaluation import torch_threads
 from cohortium.reporting.attack_page import AttackFacts, AttackStrip, Guess, Lineup
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -45,6 +46,11 @@ GUESSES: Final = 4
 STEPS: Final = 1000
 """Steps of a search, unless another number is requested."""
 
+TITLES: Final[Mapping[ReleaseKind, str]] = MappingProxyType(
+    {"bare": "a bare update", "summed": "the exact sum", "seen": "what the coordinator sees"}
+)
+"""Names of the releases."""
+
 
 def attack(
     prepared: PreparedStudy,
@@ -61,7 +67,8 @@ def attack(
         images: Images of the sites. `"study"` takes the study's own, so the result holds them.
         steps: Steps of a search.
         seed: Seed of made-up images, of the sites' noise and of the search.
-        tell: Receives the name of the current release, and the share of the attack that is done.
+        tell: Receives the name of the current part, and the share of it that is done. Each release
+            has two parts: the training of its sites, and the search.
 
     Raises:
         StudyError: The study is a deployment, and its own images are requested.
@@ -78,26 +85,34 @@ def attack(
         fewest = run_config.workload.fewest
         few = held.sites[0].select(np.arange(fewest))
         # With neither, the coordinator sees each site's exact release, and the sum adds nothing.
-        plays: list[tuple[ReleaseKind, bool, Callable[[], Release]]] = [
-            ("bare", False, lambda: attacked.bare(few)),
-            ("summed", is_secure and not is_noised, lambda: attacked.summed(held.sites)),
+        plays: list[tuple[ReleaseKind, bool, Callable[[Callable[[float], None]], Release]]] = [
+            ("bare", False, lambda _: attacked.bare(few)),
+            (
+                "summed",
+                is_secure and not is_noised,
+                lambda tell_share: attacked.summed(held.sites, tell_share),
+            ),
         ]
         if is_noised or not is_secure:
             seen = held.sites if is_secure else held.sites[:1]
-            plays.append(("seen", True, lambda: attacked.seen(seen)))
+            plays.append(("seen", True, lambda tell_share: attacked.seen(seen, tell_share)))
         strips = []
         for kind, is_seen, released in plays:
-            tell(kind, 0.0)
+            training = f"{TITLES[kind]}, training"
+            tell(training, 0.0)
+            release = released(partial(tell, training))
+            searching = f"{TITLES[kind]}, search"
+            tell(searching, 0.0)
             attacker = _Attacker(
                 run_config=run_config,
                 held=held,
-                release=released(),
+                release=release,
                 kind=kind,
                 is_seen=is_seen,
                 steps=steps,
                 seed=seed,
             )
-            strips.append(attacker.play(partial(tell, kind)))
+            strips.append(attacker.play(partial(tell, searching)))
     catalog = discover()
     named: tuple[Role, ...] = ("model", "trainer", "privatizer")
     parts = {role: getattr(federation, role) for role in named}

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from cohortium.rounds.run_config import RunConfig
 
 
+def _ignore(_share: float) -> None:
+    """Take no notice of the share that is done."""
+
+
 @frozen(eq=False, kw_only=True)
 class Release:
     """The view of the coordinator in one round.
@@ -75,8 +79,13 @@ class AttackedRound:
         trained = self._train(examples, watched, 0)
         return Release(gradient=self._gradient(trained.vector), images={0: every})
 
-    def summed(self, sites: Sequence[Examples]) -> Release:
-        """Return the weighted mean of the exact releases of all sites."""
+    def summed(self, sites: Sequence[Examples], tell: Callable[[float], None] = _ignore) -> Release:
+        """Return the weighted mean of the exact releases of all sites.
+
+        Args:
+            sites: The sites of the sum.
+            tell: Receives the share of the sites that have trained.
+        """
         import torch
 
         weight, images = 0.0, {}
@@ -87,13 +96,15 @@ class AttackedRound:
             total = total + trained.weight * trained.vector.double().cpu()
             weight += trained.weight
             images[site] = watched.images
+            tell((site + 1) / len(sites))
         return Release(gradient=self._gradient((total / max(weight, 1.0)).float()), images=images)
 
-    def seen(self, sites: Sequence[Examples]) -> Release:
+    def seen(self, sites: Sequence[Examples], tell: Callable[[float], None] = _ignore) -> Release:
         """Return the sum of the sites' own releases, clipped and noised as the study says.
 
         Args:
             sites: The sites of the sum. It is one site if the aggregator hides no release.
+            tell: Receives the share of the sites that have trained.
         """
         run_config = self.run_config
         words, images = run_config.plan.ring.zeros(run_config.plan.length), {}
@@ -104,6 +115,7 @@ class AttackedRound:
             extra = extra_length(run_config.trainer, run_config.workload, len(trained.vector))
             words += privatizer.release(whole_release(trained, extra), trained.weight).words
             images[site] = watched.images
+            tell((site + 1) / len(sites))
         total = RingSum(run_config.plan.ring, words, tuple(range(len(sites))))
         return Release(gradient=self._gradient(self._plan.decode(total)), images=images)
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cohortium.cli._options import Overrides, Study, federation_of
+from cohortium.cli._progress import show_progress
 from cohortium.cli._streams import json_text
 from cohortium.text import sanitize
 
@@ -50,8 +51,6 @@ def attack(
       cohortium attack study.toml
       cohortium attack --set model.name=cnn --out strips.png
     """
-    from rich.console import Console
-
     from cohortium.auditing.attack import attack as play
     from cohortium.reporting.attack_page import check_attack_page, write_attack_page
 
@@ -59,13 +58,13 @@ def attack(
     if images is Images.STUDY:
         typer.echo(WARNING, err=True)
     ready = federation_of(study, overrides, is_quiet=as_json).prepare()
-    with Console(stderr=True).status("attack") as status:
+    with show_progress("attack") as tell:
         facts = play(
             ready,
             images="study" if images is Images.STUDY else "made-up",
             steps=steps,
             seed=seed,
-            tell=lambda release, share: status.update(f"attack: {release}, {share:.0%}"),
+            tell=tell,
         )
     write_attack_page(facts, out)
     if as_json:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from cohortium.cli._options import Overrides, Study, federation_of
+from cohortium.cli._progress import show_progress
 from cohortium.cli._streams import json_text
 from cohortium.errors import RunError
 from cohortium.storage.atomic import atomic_write
@@ -37,20 +38,13 @@ def audit(
       cohortium audit study.toml
       cohortium audit --set privatizer.epsilon=1 --out findings.json
     """
-    from rich.console import Console
-
     from cohortium import auditing
 
     if out is not None:
         check_new_file(out, remedy="give another file with --out")
     ready = federation_of(study, overrides, is_quiet=as_json).prepare()
-    with Console(stderr=True).status("audit") as status:
-        found = auditing.audit(
-            ready,
-            releases=samples,
-            canaries=canaries,
-            tell=lambda way, share: status.update(f"audit: {way}, {share:.0%}"),
-        )
+    with show_progress("audit") as tell:
+        found = auditing.audit(ready, releases=samples, canaries=canaries, tell=tell)
     if out is not None:
         text = json.dumps(found.as_json(), indent=2, ensure_ascii=False)
         try:

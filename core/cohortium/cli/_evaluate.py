@@ -58,11 +58,19 @@ def evaluate(
     """
     from cohortium.runs.personal_mark import refuse_personal
     from cohortium.runs.result import EVALUATION
+    from cohortium.runs.resume_command import deployment_engine
     from cohortium.runs.run_directory import study_path
 
     refuse_personal(folder, purpose="evaluated at other sites")
     is_quiet = quiet or as_json
     key = read_key(sign_with)
+    engine = None if study else deployment_engine(folder)
+    if engine is not None:
+        command = engine.coordinator_command(evaluate=str(folder.absolute()))
+        raise RequestError(
+            f"the run in {folder} is of a deployment, whose engine starts the coordinator; "
+            f"evaluate its model with `{command}`."
+        )
     federation = federation_of(study or study_path(folder), overrides, is_quiet=is_quiet)
     place = folder / EVALUATION if out is None else out
     try:

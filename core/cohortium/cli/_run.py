@@ -118,10 +118,16 @@ def resume(
       cohortium resume runs/first
     """
     from cohortium.federation import Federation
-    from cohortium.runs.run_directory import study_path
+    from cohortium.runs.resume_command import deployment_engine, resume_command
+    from cohortium.runs.run_directory import is_finished, study_path
 
     key = read_key(sign_with)
     federation = Federation.read(study_path(folder))
+    if deployment_engine(folder) is not None and not is_finished(folder):
+        raise RequestError(
+            f"the run in {folder} is of a deployment, whose engine starts the coordinator; "
+            f"continue it with {resume_command(folder)}."
+        )
     watched, observers = _with_observers(federation, observer, is_quiet=quiet or as_json)
     with _write_report_after(folder), stop_on_signal(folder) as stop:
         result = watched.resume(folder, observers=observers, stop=stop, signing_key=key)

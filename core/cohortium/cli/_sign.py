@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cohortium.cli._options import RunFolder
-from cohortium.errors import RecordError, RequestError
+from cohortium.errors import RefutedError, RequestError
 from cohortium.text import sanitize
 
 if TYPE_CHECKING:
@@ -48,12 +48,14 @@ def sign(
     from cohortium.crypto.signing import KeyDirectory, SigningKey
     from cohortium.deployment.site_config import SiteConfig
     from cohortium.inference.classifier import Classifier
+    from cohortium.runs.run_directory import is_finished, study_path
     from cohortium.runs.signatures import seen_signatures, sign_result
 
     if key is not None and site is not None:
         raise RequestError("--key signs as the coordinator, and --site as a site; give one.")
     if session and site is None:
         raise RequestError("--session names the run of a site's trail; give --site, too.")
+    study_path(folder)
     directory = None if key_directory is None else KeyDirectory.read(key_directory)
     if key is not None:
         # Not before the weights there are seen to be those of the result.
@@ -65,9 +67,10 @@ def sign(
     for each in seen:
         typer.echo(sanitize(str(each)))
     if not seen:
-        typer.echo("nobody has signed this result")
+        told = "this result" if is_finished(folder) else "this run, which has no result yet"
+        typer.echo(f"nobody has signed {told}")
     if not all(each.is_valid and each.is_vouched is not False for each in seen):
-        raise RecordError("a signature is not valid for this result.")
+        raise RefutedError("a signature is not valid for this result.")
 
 
 def _countersign(folder: Path, site_config: SiteConfig, digits: str, *, replace: bool) -> None:

@@ -13,7 +13,7 @@ import typer
 
 from cohortium.cli._data import print_facts
 from cohortium.cli._options import Overrides, Study, federation_of
-from cohortium.errors import DataError, RequestError
+from cohortium.errors import DataError, RefutedError, RequestError
 from cohortium.text import sanitize
 
 if TYPE_CHECKING:
@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from cohortium.deployment.site_config import SiteConfig
 
 _LOG = logging.getLogger(__name__)
+
+OLDER_COPY = (
+    "its trail and its other files contradict each other, as the lines above say; stop the site, "
+    "and put the newest files back, or follow docs/incidents.md."
+)
+"""What a site's staff does about files of which some are older copies."""
 
 
 def site(
@@ -65,12 +71,17 @@ def site(
         stack.callback(journal.close)
         reception = SiteServer(site_config, journal)
         stack.callback(reception.close)
-        reception.self_check()
-        _LOG.info("site %d: data, keys, ledger and policy are in order", site_config.id)
+        agrees = reception.self_check()
+        if agrees:
+            _LOG.info("site %d: data, keys, ledger and policy are in order", site_config.id)
+        elif not check:
+            _LOG.warning("site %d: %s", site_config.id, OLDER_COPY)
         if site_config.policy.directory is not None:
             fingerprint = site_config.policy.directory.fingerprint.hex()
             _LOG.info("the pinned directory is %s", fingerprint)
         if check:
+            if not agrees:
+                raise RefutedError(f"site {site_config.id}: {OLDER_COPY}")
             return
         reception.warm_up()
         door = SiteSocketServer(

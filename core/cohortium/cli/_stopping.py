@@ -35,7 +35,8 @@ def stop_on_signal(folder: Path, *, is_search: bool = False) -> Iterator[Callabl
     Raises:
         StoppedError: A signal ended the run. The sentence says how to resume it.
     """
-    from cohortium.runs.run_directory import has_checkpoint, resume_command
+    from cohortium.runs.resume_command import resume_command
+    from cohortium.runs.run_directory import has_checkpoint
 
     asked = threading.Event()
 

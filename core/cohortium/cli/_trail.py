@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cohortium.errors import RecordError, RequestError
+from cohortium.errors import RecordError, RefutedError, RequestError
 from cohortium.text import sanitize
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def trail(
         found = checked()
     if site_config is not None:
         for sentence in missing_entries(site_config):
-            raise RecordError(f"the trail {file}: {sentence}")
+            raise RefutedError(f"the trail {file}: {sentence}")
     if head:
         typer.echo(str(found.head))
         return
@@ -129,7 +129,7 @@ def _note(site_config: SiteConfig, noted: SignedHead, directory: KeyDirectory | 
     if directory is not None:
         key = directory.keys[noted.site] if noted.site < len(directory.keys) else None
         if key is None or not is_signed_by(noted, (key,)):
-            raise RecordError(f"site {noted.site} has not signed that head.")
+            raise RefutedError(f"site {noted.site} has not signed that head.")
     own = site_config.open_trail()
     try:
         own.noted(noted)

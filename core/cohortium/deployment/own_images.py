@@ -145,7 +145,8 @@ class OwnImages:
         """
         if len(splits.train) < declared:
             raise DataError(
-                f"the site file declares {declared} {what}, and there are {len(splits.train)}."
+                f"the site file declares {declared} {what}, and there are {len(splits.train)}; put "
+                "the missing ones back, or lower declared_examples in the site file."
             )
 
     def are_patients_apart(self, test: SiteTestImages | None) -> bool:

@@ -76,7 +76,7 @@ def own_figures(
             "for the next evaluation."
         )
     test, rng = images.test, np.random.default_rng(0)
-    values = read_predictions(folder, stored.session)
+    values = read_predictions(folder, stored.name)
     here = None
     if values is not None:
         here = Predictions(values, test.train.labels, test.task)
@@ -109,14 +109,15 @@ def own_figures(
 
 
 def _choose(found: Sequence[StoredScore], session: str) -> StoredScore:
-    chosen = [each for each in found if each.session.startswith(session)]
+    exact = [each for each in found if each.name == session]
+    chosen = exact or [each for each in found if each.name.startswith(session)]
     if not chosen:
         told = f" whose session begins with {session}" if session else ""
         raise RequestError(f"this site has stored no evaluation{told}.")
-    if session and len(chosen) > 1:
+    sessions = len({each.session for each in chosen})
+    if session and sessions > 1:
         raise RequestError(
-            f"{len(chosen)} evaluations have a session that begins with {session}; give more "
-            "letters."
+            f"{sessions} sessions of evaluations begin with {session}; give more letters."
         )
     return chosen[0]
 

@@ -97,15 +97,16 @@ class SiteScore:
 
         Guarantees:
             Only the site's user can read the folder and the files.
-            A later evaluation in the same session replaces its files. No other file of scores
-            changes. Of the files of predictions, the newest remain.
+            No file of scores is lost: another model, other images or another study in the same
+            session get files of their own, with a number. The same evaluation once more replaces
+            its own files. Of the files of predictions, the newest remain.
 
         Raises:
             RunError: The file cannot be written, or the folder is full.
         """
-        path = folder / f"{self.session.hex()}.json"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path = self._file(folder)
             if not path.exists() and sum(1 for _ in folder.glob("*.json")) >= MAX_STORED_SCORES:
                 raise RunError(
                     f"{folder} holds {MAX_STORED_SCORES:,} files of scores; move some elsewhere."
@@ -116,11 +117,36 @@ class SiteScore:
             raise RunError(f"cannot write to {folder}: {error.strerror}.") from error
         return path
 
+    def _file(self, folder: Path) -> Path:
+        """Return the file of this very evaluation, or a new one."""
+        path, number = folder / f"{self.session.hex()}.json", 1
+        while path.exists() and not self._is_in(path):
+            number += 1
+            path = folder / f"{self.session.hex()}-{number}.json"
+        return path
+
+    def _is_in(self, path: Path) -> bool:
+        try:
+            stored = _read(path)
+        except RunError:  # damaged, and perhaps of another evaluation
+            return False
+        return (
+            stored.weights_sha256 == self.weights_sha256
+            and stored.images_sha256 == self.images_sha256
+            and stored.dataset_id == self.dataset_id
+            and stored.study == self.study
+        )
+
 
 @frozen(kw_only=True)
 class StoredScore:
-    """Scores that a site has stored (see `SiteScore.as_json`)."""
+    """Scores that a site has stored (see `SiteScore.as_json`).
 
+    Attributes:
+        name: Name of the evaluation: its session, with a number after the first in the session.
+    """
+
+    name: str = ""
     written: str
     session: str
     site: int
@@ -137,23 +163,34 @@ def read_scores(folder: Path) -> tuple[StoredScore, ...]:
     Raises:
         RunError: A file is damaged, or cannot be read.
     """
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        data = read_bounded(path, MAX_SCORES_BYTES, RunError, remedy="move it elsewhere")
-        try:
-            found.append(decode_json(data, StoredScore))
-        except (RecursionError, ValueError) as error:
-            raise RunError(f"{path} is damaged; move it elsewhere.") from error
-    return tuple(sorted(found, key=lambda each: each.written, reverse=True))
+    found = [_read(path) for path in sorted(folder.glob("*.json"))]
+    return tuple(sorted(found, key=_age, reverse=True))
 
 
-def read_predictions(folder: Path, session: str) -> NDArray[Any] | None:
+def _age(stored: StoredScore) -> tuple[str, int, str]:
+    """Return a key that sorts evaluations by age, those of one second by their number."""
+    return stored.written, len(stored.name), stored.name
+
+
+def _read(path: Path) -> StoredScore:
+    data = read_bounded(path, MAX_SCORES_BYTES, RunError, remedy="move it elsewhere")
+    try:
+        return attrs.evolve(decode_json(data, StoredScore), name=path.stem)
+    except (RecursionError, ValueError) as error:
+        raise RunError(f"{path} is damaged; move it elsewhere.") from error
+
+
+def read_predictions(folder: Path, name: str) -> NDArray[Any] | None:
     """Return the stored predictions of an evaluation, or None if there are none.
+
+    Args:
+        folder: Folder of the site's scores.
+        name: Name of the evaluation (see `StoredScore.name`).
 
     Raises:
         RunError: The file is damaged, or cannot be read.
     """
-    path = folder / f"{session}.npz"
+    path = folder / f"{name}.npz"
     if not path.is_file():
         return None
     try:

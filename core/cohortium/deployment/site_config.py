@@ -19,7 +19,7 @@ from cohortium.deployment.approvals import ApprovalStore
 from cohortium.deployment.audit_trail import AuditTrail
 from cohortium.deployment.own_images import OwnImages, SiteTestImages, can_be_shown
 from cohortium.deployment.site_policy import SitePolicy
-from cohortium.errors import StudyError
+from cohortium.errors import IdentityError, StudyError
 from cohortium.learning.kept_features import MAX_FOLDER_GIB, FeatureFolder
 from cohortium.ledger.account import Account
 from cohortium.ledger.ledger import Ledger
@@ -207,6 +207,26 @@ class SiteConfig:
             "[test] if equal numbers mean one patient."
         )
         return (sentence,)
+
+    def require_own_key(self) -> None:
+        """Refuse a signing key that is not the site's own in the pinned directory.
+
+        Raises:
+            IdentityError: The directory gives the site another key, or none. Or the key cannot be
+                used.
+        """
+        directory, key = self.policy.directory, self.key
+        if directory is None or key is None:
+            return
+        listed = directory.keys[self.id] if self.id < len(directory.keys) else None
+        if listed == key.public:
+            return
+        told = "no key" if listed is None else f"the key {listed.hex()[:16]}…"
+        raise IdentityError(
+            f"the signing key of site {self.id} is {key.public.hex()[:16]}…, and the pinned "
+            f"directory gives that site {told}; pin the directory that has its present key, or put "
+            "the signing key back."
+        )
 
     @property
     def feature_folder(self) -> FeatureFolder | None:

@@ -130,15 +130,20 @@ class SiteServer:
         self._active_runs = ActiveRuns(clock)
         self._asked, self._asked_stage = b"", (0, 0)
 
-    def self_check(self) -> None:
+    def self_check(self) -> bool:
         """Check the site's own files before the first message.
 
         A warning tells if the ledger or the approvals are older than the trail, as after a backup
         was restored. The site starts all the same, because its staff may have lowered the budget.
 
+        Returns:
+            Whether the trail agrees with the site's other files.
+
         Raises:
-            CohortiumError: A file is unusable. The sentence is for the site's own staff.
+            CohortiumError: A file is unusable, or the directory gives this site another key. The
+                sentence is for the site's own staff.
         """
+        self._config.require_own_key()
         images = self._config.load_images()
         for warning in self._config.warnings(images):
             _LOG.warning("%s", warning)
@@ -147,11 +152,14 @@ class SiteServer:
         self._participations.require_usable()
         if self._approvals is not None:
             self._approvals.require_usable()
+        agrees = True
         try:
             for sentence in missing_entries(self._config):
+                agrees = False
                 _LOG.warning("%s", sentence)
         except CohortiumError as error:  # of files that the site may have no use for
             _LOG.warning("the trail is not compared with the site's other files: %s", error)
+        return agrees
 
     def record_start(self) -> None:
         """Record in the trail that the site serves from now on.

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from cohortium.crypto.signing import SigningKey
 from cohortium.errors import StudyError
 from cohortium.federation import Federation
-from cohortium.runs.run_directory import resume_command, study_path
+from cohortium.runs.resume_command import resume_command
+from cohortium.runs.run_directory import study_path
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from cohortium.roles.protocols import Engine
+    from cohortium.roles.protocols import Engine, Observer
     from cohortium.runs.result import Result
 
 
@@ -28,6 +29,7 @@ def run_deployed_study(
     check_only: bool = False,
     evaluates: Path | None = None,
     sign_with: Path | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Result | tuple[str, ...]:
     """Run a deployment's study over an engine that has already started.
 
@@ -39,6 +41,7 @@ def run_deployed_study(
         evaluates: Folder of a finished run. Its model is evaluated at the sites, as the study's
             `[evaluation]` says, and nothing is trained.
         sign_with: File of the coordinator's signing key, or None. It signs the results.
+        observers: Observers of every event, in addition to those that the study names.
 
     Returns:
         The result of the run, or with `check_only` the warnings.
@@ -53,12 +56,18 @@ def run_deployed_study(
     if check_only:
         return federation.check_sites(engine(federation))
     if evaluates is not None:
-        return federation.evaluate(evaluates, out=out, engine=engine(federation), signing_key=key)
-    return federation.run(out, engine=engine(federation), signing_key=key)
+        return federation.evaluate(
+            evaluates, out=out, observers=observers, engine=engine(federation), signing_key=key
+        )
+    return federation.run(out, observers=observers, engine=engine(federation), signing_key=key)
 
 
 def resume_deployed_study(
-    folder: Path, engine: Callable[[Federation], Engine], *, sign_with: Path | None = None
+    folder: Path,
+    engine: Callable[[Federation], Engine],
+    *,
+    sign_with: Path | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Result:
     """Resume a deployment's run that was stopped, over an engine that has already started.
 
@@ -68,6 +77,7 @@ def resume_deployed_study(
         folder: The run's folder, with the study in it.
         engine: Returns the engine, given the study.
         sign_with: File of the key with which the run began, or None without one.
+        observers: As for `run_deployed_study`.
 
     Returns:
         The result of the run.
@@ -81,4 +91,6 @@ def resume_deployed_study(
         raise StudyError(
             f"the run in {folder} is a simulation; continue it with {resume_command(folder)}."
         )
-    return federation.resume(folder, engine=engine(federation), signing_key=key)
+    return federation.resume(
+        folder, observers=observers, engine=engine(federation), signing_key=key
+    )

@@ -14,8 +14,9 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cohortium.deployment import trail_entries as entries
-from cohortium.errors import RecordError, RequestError
+from cohortium.errors import RecordError, RefutedError, RequestError
 from cohortium.runs.stated_result import SiteReleases
+from cohortium.storage.bounded_read import why_unreadable
 from cohortium.storage.hash_chain import links
 from cohortium.text import escape_control_characters
 
@@ -80,9 +81,10 @@ def check_trail(
         with path.open("rb") as file:
             return check_lines(file, trusted, contains=contains, replaced=replaced)
     except OSError as error:
-        raise RecordError(f"cannot read the trail {path}: {error.strerror}.") from error
+        reason = why_unreadable(path, error, suffix=".jsonl")
+        raise RecordError(f"cannot read the trail {path}: {reason}.") from error
     except RecordError as error:
-        raise RecordError(f"the trail {path}: {error}") from error
+        raise type(error)(f"the trail {path}: {error}") from error
 
 
 def check_lines(
@@ -125,7 +127,7 @@ class _Check:
             end = file.tell()
             last, entry, number = link, entries.decode_entry(link), link.head.number
             if (number == 1) != isinstance(entry, entries.Opened):
-                raise RecordError(f"line {number} is not where a trail begins.")
+                raise RefutedError(f"line {number} is not where a trail begins.")
             if isinstance(entry, entries.Opened):
                 self.site = entry.site
             if isinstance(entry, entries.Opened | entries.KeyChanged):
@@ -156,10 +158,10 @@ class _Check:
 
     def _take_key(self, key: str, number: int) -> None:
         if self.keys and not key:
-            raise RecordError(f"line {number} ends the signatures, which no site does.")
+            raise RefutedError(f"line {number} ends the signatures, which no site does.")
         if self.keys and not self.keys[-1]:
             # No site signs on: somebody without its key may have written the lines before.
-            raise RecordError(
+            raise RefutedError(
                 f"lines before {number} are unsigned, so a later signature vouches for none of "
                 "them; have the site begin another trail."
             )
@@ -172,18 +174,18 @@ class _Check:
         known = None if self.trusted is None else {key.hex() for key in self.trusted} or {""}
         if known is not None and self.keys[-1] not in known:
             by = f"signed by the key {self.keys[-1][:16]}…" if self.keys[-1] else "unsigned"
-            raise RecordError(f"its last line is {by}, which is not the site's present key.")
+            raise RefutedError(f"its last line is {by}, which is not the site's present key.")
         if self.replaced is not None and self.trusted is not None:
             allowed = {key.hex() for key in (*self.trusted, *self.replaced)} or {""}
             for start, key in zip((1, *self.changes), self.keys, strict=True):
                 if key not in allowed:
-                    raise RecordError(
+                    raise RefutedError(
                         f"lines from {start} on are signed by the key {key[:16]}…, which the "
                         "directory has neither as the site's key nor as a revoked one of it."
                     )
         for head, signature, key in self._signed:
             if not is_signed(head, signature, key):
-                raise RecordError(f"the signature of line {head.number} is not the site's.")
+                raise RefutedError(f"the signature of line {head.number} is not the site's.")
 
     def _require_contained(self, last: Head) -> None:
         wanted = self.contains
@@ -192,12 +194,12 @@ class _Check:
         if wanted.site != self.site:
             raise RecordError(f"it is the trail of site {self.site}, not {wanted.site}.")
         if wanted.head.number > last.number:
-            raise RecordError(
+            raise RefutedError(
                 f"its last line is {last.number}, and line {wanted.head.number} was noted: lines "
                 "at its end were removed."
             )
         if not self._is_contained:
-            raise RecordError(
+            raise RefutedError(
                 f"line {wanted.head.number} is another than the one that was noted: the trail was "
                 "rewritten."
             )
@@ -229,7 +231,8 @@ def last_entries(path: Path, number: int) -> list[tuple[int, str]]:
         with path.open("rb") as file:
             kept = deque(links(file), maxlen=number)
     except OSError as error:
-        raise RecordError(f"cannot read the trail {path}: {error.strerror}.") from error
+        reason = why_unreadable(path, error, suffix=".jsonl")
+        raise RecordError(f"cannot read the trail {path}: {reason}.") from error
     return [(link.head.number, _sentence(entries.decode_entry(link))) for link in kept]
 
 

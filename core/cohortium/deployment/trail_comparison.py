@@ -15,6 +15,7 @@ from cohortium.deployment import trail_entries as entries
 from cohortium.deployment.approvals import ApprovalStore
 from cohortium.deployment.participation import ParticipationStore
 from cohortium.errors import RecordError
+from cohortium.storage.bounded_read import why_unreadable
 from cohortium.storage.hash_chain import links
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ def missing_entries(site_config: SiteConfig) -> Iterator[str]:
             for link in links(file):
                 told.take(entries.decode_entry(link))
     except OSError as error:
-        raise RecordError(f"cannot read the trail {path}: {error.strerror}.") from error
+        reason = why_unreadable(path, error, suffix=".jsonl")
+        raise RecordError(f"cannot read the trail {path}: {reason}.") from error
     for session, digest, saved in answers:
         if told.covers(saved) and digest not in told.answers[session]:
             yield (

@@ -21,6 +21,7 @@ from cohortium.grid.differences import (
     counted,
 )
 from cohortium.runs.result import RESULT, predictions_of
+from cohortium.runs.run_folder import require_run_folder
 from cohortium.runs.stored_result import ResultFile, read_result
 from cohortium.study.stored_number import stored_number
 
@@ -305,6 +306,7 @@ def _runs(folder: Path) -> dict[int, Path]:
         if (place / RESULT).exists():
             found[stored_number(place / "study.toml", "seed")] = place
     if not found:
+        require_run_folder(folder)
         raise RequestError(f"{folder} holds no finished run; give a run's folder or a cell's.")
     return found
 

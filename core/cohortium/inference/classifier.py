@@ -10,7 +10,7 @@ This needs only the study's model, and neither its data nor its other plugins.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 from attrs import field, frozen
@@ -29,7 +29,7 @@ from cohortium.learning.evaluation import predict
 from cohortium.learning.preprocessing import preprocess
 from cohortium.runs import dataset_info, result
 from cohortium.runs.personal_mark import PERSONAL
-from cohortium.runs.rehearsal_mark import refuse_rehearsal
+from cohortium.runs.run_folder import require_run_folder
 from cohortium.runs.saved_weights import read_weights, rounds_of, score_of
 from cohortium.runs.stored_result import ModelResult, read_result
 from cohortium.study import toml
@@ -45,12 +45,6 @@ if TYPE_CHECKING:
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.roles.protocols import Model
     from cohortium.runs.dataset_info import DatasetInfo
-
-PROGRAM: Final = "model.pt2"
-"""File of an exported model's program."""
-
-PUBLIC_MODEL: Final = "model.toml"
-"""File of the table [model] in the public part of a model, which `encrypted` publishes."""
 
 Round = Literal["last", "best"]
 """Round of the weights: the last, or the best one. The best has the highest accuracy on the public
@@ -108,8 +102,7 @@ class Classifier:
             RunError: The state is damaged.
             PluginError: The plugin of its model or trainer cannot be used.
         """
-        _require_record(folder)
-        refuse_rehearsal(folder)
+        require_run_folder(folder)
         study = toml.read(folder / "study.toml", what="the study")
         known = dataset_info.read_dataset_info(folder)
         record = read_result(folder / result.RESULT, ModelResult)

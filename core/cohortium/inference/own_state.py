@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
-from cohortium.errors import CohortiumError, DataError, RequestError
+from cohortium.errors import CohortiumError, DataError, RequestError, RunError
 from cohortium.rounds.local_round import reading_own
 from cohortium.storage.trainer_state import read_trainer_state
 
@@ -35,8 +35,7 @@ def own_network(trainer: Trainer, net: nn.Module, path: Path) -> nn.Module:
     Raises:
         RequestError: There is no such file, or the trainer keeps no network at a site.
         DataError: The state does not belong to this trainer and network, or has values that are no
-            numbers.
-        RunError: The file is damaged, or is something else.
+            numbers. Or the file is damaged, or is something else.
     """
     import torch
 
@@ -44,7 +43,11 @@ def own_network(trainer: Trainer, net: nn.Module, path: Path) -> nn.Module:
         raise RequestError(f"{path} is no file; give the file of the site's state.")
     if path.stat().st_size > MAX_STATE_BYTES:
         raise DataError(f"{path} is larger than {MAX_STATE_BYTES:,} bytes, more than a state has.")
-    _, _, kept = read_trainer_state(path)
+    try:
+        _, _, kept = read_trainer_state(path)
+    except RunError as error:
+        told = str(error).removesuffix(".")
+        raise DataError(f"{told}; give a file of the site's state_dir, or another copy.") from error
     state = reading_own(kept.at_round_end)
     for tensor in state.values():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

@@ -254,6 +254,10 @@ class Ledger:
                 f"there is no ledger {self.path}; put it back, or make the first one with "
                 "`cohortium ledger PATH --create`."
             )
+        if self.path.is_dir():
+            inside = sorted(self.path.glob("*.sqlite"))[:2]
+            given = f"give {inside[0]}" if len(inside) == 1 else "give a ledger or a site file"
+            return f"the ledger {self.path} cannot be used: it is a folder; {given}."
         if isinstance(error, sqlite3.OperationalError):
             return f"the ledger {self.path} cannot be used: {error}."
         return f"{self.path} is not a ledger, or is damaged: {error}."

@@ -99,12 +99,16 @@ def spending(record: Record) -> Plot | None:
         return None
     points = _points(rows, "epsilon")
     spent = points[-1][1]
+    title = "ε spent by round, and the budget of the whole run"
+    if guarantee.simulation:
+        title = "ε that secret noise would spend by round, and the budget of the whole run"
+    label = bound(spent) if guarantee.simulation else f"spent {bound(spent)}"
     return Plot(
-        title="ε spent by round, and the budget of the whole run",
-        summary=f"{bound(spent)} of {bound(guarantee.epsilon)} spent after {len(rows)} rounds.",
+        title=title,
+        summary=f"{bound(spent)} of {bound(guarantee.epsilon)} after {len(rows)} rounds.",
         x=Axis.rounds(_last(record)),
         y=Axis.over((0.0, guarantee.epsilon * 1.08)),
-        lines=(Line(name="ε", points=points, tone=1, label=f"spent {bound(spent)}"),),
+        lines=(Line(name="ε", points=points, tone=1, label=label),),
         limit=(guarantee.epsilon, f"budget {bound(guarantee.epsilon)}"),
         hints=tuple(
             (float(row["round"] or 0), f"{row['round']}: ε = {bound(row['epsilon'])}")

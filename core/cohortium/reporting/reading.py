@@ -21,8 +21,8 @@ from cohortium.roles.events import (
 )
 from cohortium.runs.history import Cell, History
 from cohortium.runs.holdout_scores import SiteScores
-from cohortium.runs.rehearsal_mark import refuse_rehearsal
-from cohortium.runs.result import EVALUATION, OLDER, RESULT, SITE_SCORES
+from cohortium.runs.result import EVALUATION, SITE_SCORES
+from cohortium.runs.run_folder import require_run_folder
 from cohortium.runs.signatures import SeenSignature, seen_signatures
 from cohortium.runs.stored_result import (
     MAX_BYTES,
@@ -187,21 +187,8 @@ def read(folder: Path) -> Record:
 
 def _read(folder: Path) -> Record:
     path = folder / "study.toml"
-    if not path.is_file():
-        run = min(folder.glob("*/seed-*/study.toml"), default=None)
-        if run is not None:
-            raise RecordError(f"{folder} holds a grid; give folders of runs, such as {run.parent}.")
-        raise RecordError(
-            f"{folder} holds no run: there is no study.toml in it; give the folder that "
-            "`cohortium run` printed as its record."
-        )
-    if (folder / OLDER).exists():
-        raise RecordError(
-            f"{folder} is a run's folder of an older form; use the version of cohortium "
-            "that wrote it."
-        )
     try:
-        refuse_rehearsal(folder)
+        require_run_folder(folder)
         study = toml.read(path, what="the study")
     except (RequestError, StudyError) as error:
         raise RecordError(str(error)) from error

@@ -359,6 +359,26 @@ class Engine(Protocol):
 
 
 @runtime_checkable
+class DeploymentEngine(Engine, Protocol):
+    """An engine whose own tools start the coordinator of a deployment.
+
+    `cohortium resume` cannot continue such a run, so messages name the command of these tools.
+    """
+
+    def coordinator_command(
+        self, *, resume: str = "", evaluate: str = "", is_signed: bool = False
+    ) -> str:
+        """Return the shell command that starts the coordinator.
+
+        Args:
+            resume: Path of the folder of a run to continue, or "".
+            evaluate: Path of the folder of a finished run to evaluate, or "".
+            is_signed: Whether a key signs the result. The command then has `KEY` for its file.
+        """
+        ...
+
+
+@runtime_checkable
 class Observer(Protocol):
     """A recipient of the run's events, which can change nothing.
 

@@ -13,9 +13,10 @@ from cohortium.runs.dataset_info import read_dataset_info
 from cohortium.runs.launch import resume, start
 from cohortium.runs.personal_mark import refuse_personal
 from cohortium.runs.prepare import prepare
-from cohortium.runs.rehearsal_mark import refuse_rehearsal
 from cohortium.runs.result import LAST, RESULT
-from cohortium.runs.run_directory import STUDY, RunDirectory, has_run
+from cohortium.runs.resume_command import resume_command
+from cohortium.runs.run_directory import RunDirectory, has_run
+from cohortium.runs.run_folder import STUDY, require_run_folder
 from cohortium.runs.saved_weights import read_weights, rounds_of
 from cohortium.runs.site_evaluations import EvaluatedWeights
 from cohortium.study import toml
@@ -125,9 +126,12 @@ def final_weights(folder: Path) -> EvaluatedWeights:
         DataError: The weights are damaged.
     """
     refuse_personal(folder, purpose="evaluated at other sites")
-    refuse_rehearsal(folder)
+    require_run_folder(folder)
     if not (folder / RESULT).exists():
-        raise RequestError(f"the run in {folder} is not finished, so it has no final weights.")
+        raise RequestError(
+            f"the run in {folder} is not finished, so it has no final weights; continue it with "
+            f"{resume_command(folder)}."
+        )
     tensors, notes = read_weights(folder / LAST)
     return EvaluatedWeights(tensors, rounds_of(notes, folder / LAST))
 

@@ -15,7 +15,8 @@ from cohortium.runs.driver import RunDriver
 from cohortium.runs.guarded_listener import GuardedListener
 from cohortium.runs.invite import invite_sites
 from cohortium.runs.result import EVALUATION
-from cohortium.runs.run_directory import STATES, STUDY, RunDirectory, has_run, run_ledger
+from cohortium.runs.run_directory import STATES, RunDirectory, has_run, run_ledger
+from cohortium.runs.run_folder import STUDY
 from cohortium.runs.run_state import RunState, run_fingerprint
 from cohortium.runs.site_evaluations import EvaluatedWeights, SiteEvaluations
 from cohortium.storage.atomic import atomic_write

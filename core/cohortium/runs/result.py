@@ -229,6 +229,26 @@ class Result(StoredResult):
             "history": self.history.rows(),
         }
 
+    def __str__(self) -> str:
+        """Return the result in one line, for a log."""
+        rows = [f"{label} {text}" for label, text in self.headline()] if self.scores else []
+        for run in (self, self.evaluation):
+            if run is None or run.measured is None:
+                continue
+            for first in run.measured.estimates[:1]:
+                value = "unknown" if first.value is None else f"{first.value:.4g}"
+                told = "hidden by the noise" if first.is_hidden else value
+                rows.append(f"{metric_name(first.metric)} at the sites {told}")
+        left_out = f", {self.dropouts} left out of sums" if self.dropouts else ""
+        parts = [
+            f"{self.rounds} rounds with {self.sites} sites{left_out}",
+            *rows,
+            str(self.guarantee or "no privacy guarantee"),
+        ]
+        if self.folder is not None:
+            parts.append(f"the record is {self.folder}")
+        return "; ".join(parts)
+
     def headline(self) -> list[tuple[str, str]]:
         """Return label and text of each accuracy, the most important first."""
         scores, metric = self.scores, "accuracy"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING, Self
 
 from attrs import field, frozen
@@ -10,11 +9,13 @@ from attrs import field, frozen
 from cohortium.errors import RequestError, RunError
 from cohortium.ledger.ledger import Ledger
 from cohortium.runs.checkpoint import Checkpoint, RunLog
-from cohortium.runs.rehearsal_mark import is_rehearsal, refuse_rehearsal, start_command
-from cohortium.runs.result import EVALUATION, LAST, OLDER, RESULT
+from cohortium.runs.rehearsal_mark import is_rehearsal, start_command
+from cohortium.runs.result import EVALUATION, LAST, RESULT
+from cohortium.runs.resume_command import deployment_engine, resume_command
 from cohortium.runs.run_files import RunFiles, result_bytes
+from cohortium.runs.run_folder import STUDY, require_run_folder
 from cohortium.runs.signatures import SIGNATURES, coordinator_signature
-from cohortium.runs.signer import name_signer, require_signer
+from cohortium.runs.signer import SIGNER, name_signer, require_signer
 from cohortium.storage.atomic import UNFINISHED, require_room, sweep
 from cohortium.storage.writable import check_directory_writable, require_text
 
@@ -30,11 +31,8 @@ SEARCH = "search.json"
 """Record of a search, in the folder that holds the folders of its runs."""
 
 LOG, CHECKPOINT = "checkpoint/run.log", "checkpoint/state.safetensors"
-STUDY, LEDGER, STATES = "study.toml", "ledger.sqlite", "trainer_state"
+LEDGER, STATES = "ledger.sqlite", "trainer_state"
 """Paths in a run's directory."""
-
-SIGNER = "checkpoint/signer"
-"""Public key that is to sign the result. Runs without one have no such file."""
 
 
 @frozen(eq=False)
@@ -248,17 +246,9 @@ def study_path(path: Path) -> Path:
     """Return the study file of the run in `path`.
 
     Raises:
-        RequestError: The directory has no study file, or has an older format. Or it is that of a
-            rehearsal deployment.
+        RequestError: The directory is not that of a run, or has an older format.
     """
-    if not (path / STUDY).is_file():
-        raise RequestError(f"{path} holds no run: there is no {STUDY} in it.")
-    refuse_rehearsal(path)
-    if (path / OLDER).exists():
-        raise RequestError(
-            f"{path} is a run's folder of an older form; use the version of cohortium that "
-            "wrote it."
-        )
+    require_run_folder(path)
     return path / STUDY
 
 
@@ -289,15 +279,6 @@ def require_empty(path: Path) -> None:
         _require_no_run(path)
     except OSError as error:
         raise RequestError(f"cannot write to {path}: {error.strerror}.") from error
-
-
-def resume_command(path: Path) -> str:
-    """Return the command that resumes the run in `path`.
-
-    A run that began with a signing key continues with that key alone, whose file is not known here.
-    """
-    signed = " --sign-with KEY" if (path / SIGNER).exists() else ""
-    return f"`cohortium resume {shlex.quote(str(path))}{signed}`"
 
 
 def has_run(path: Path) -> bool:
@@ -337,8 +318,11 @@ def _require_no_run(path: Path) -> None:
     found = [p for p in path.rglob("*") if p not in left and p.suffix != UNFINISHED]
     if not found:
         return
+    other = "give another folder with --out"
+    if deployment_engine(path) is not None:
+        other = "name another folder as `out`"
     if (path / RESULT).exists():
-        raise RequestError(f"{path} holds a finished run; give another folder with --out.")
+        raise RequestError(f"{path} holds a finished run; {other}.")
     if is_rehearsal(path):
         raise RequestError(
             f"{path} holds a rehearsal deployment, which is complete: start its sites, as with "
@@ -347,6 +331,6 @@ def _require_no_run(path: Path) -> None:
     if (path / STUDY).exists():
         raise RequestError(
             f"{path} holds a run that is not finished: continue with {resume_command(path)}, or "
-            "give another folder with --out."
+            f"{other}."
         )
     raise RequestError(f"{path} is not empty; give another folder with --out.")

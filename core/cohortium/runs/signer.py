@@ -7,7 +7,7 @@ Guarantees:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from cohortium.errors import RequestError, RunError
 from cohortium.storage.atomic import atomic_write
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cohortium.crypto.signing import SigningKey
+
+SIGNER: Final = "checkpoint/signer"
+"""Public key that is to sign the result, in a run's folder. Runs without one have no such file."""
 
 _MAX_BYTES = 1000
 

@@ -190,7 +190,10 @@ class FileJournal:
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise RunError(f"the journal {self._path} is in use already.") from error
+                raise RunError(
+                    f"the journal {self._path} is in use already; stop the process that uses "
+                    "it, or wait for its end."
+                ) from error
 
     def _load(self) -> None:
         whole = self._path.read_bytes()

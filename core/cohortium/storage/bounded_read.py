@@ -16,6 +16,20 @@ BLOCK: Final = 1 << 16
 """Bytes that are read at once."""
 
 
+def why_unreadable(path: Path, error: OSError, *, suffix: str = "") -> str:
+    """Return why a file cannot be read, and which file to give in place of a folder.
+
+    Args:
+        path: The file.
+        error: The error of the operating system.
+        suffix: Suffix of such files, as ".toml". If a folder holds one such file, it is named.
+    """
+    if not path.is_dir():
+        return error.strerror or str(error)
+    found = sorted(path.glob(f"*{suffix}"))[:2] if suffix else []
+    return f"it is a folder; give {found[0] if len(found) == 1 else 'a file'}"
+
+
 def read_bounded(
     path: Path,
     limit: int,
@@ -63,7 +77,7 @@ def read_if_present(
     except FileNotFoundError:
         return None
     except OSError as error:
-        fault = f"cannot read {_name(what, path)}: {error.strerror}"
+        fault = f"cannot read {_name(what, path)}: {why_unreadable(path, error)}"
         raise refusal(_sentence(fault, remedy)) from error
     if len(data) > limit:
         raise refusal(_sentence(f"{_name(what, path)} is larger than {limit:,} bytes", remedy))

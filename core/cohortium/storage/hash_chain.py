@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from attrs import frozen
 
-from cohortium.errors import RecordError, RefusalCode, RefusalError, RunError
+from cohortium.errors import RecordError, RefusalCode, RefusalError, RefutedError, RunError
 from cohortium.storage.atomic import make_durable
 from cohortium.storage.file_lock import exclusive
 
@@ -91,6 +91,10 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     signature: str
 
 
+_START = b'{"number":'
+"""First bytes of every line."""
+
+
 def next_link(before: Head, entry: bytes, sign: Callable[[bytes], bytes] | None) -> Link:
     """Return the link after `before`.
 
@@ -127,8 +131,10 @@ def links(file: BinaryIO, before: Head | None = None) -> Iterator[Link]:
     while line := file.readline(MAX_LINE + 1):
         if not line.endswith(b"\n"):
             if not _is_torn(line, head):
-                raise _broken(head)
+                raise _broken(head) if line.startswith(_START) or head.number else _no_chain()
             return
+        if not head.number and not line.startswith(_START):
+            raise _no_chain()
         link = _link(line, head)
         yield link
         head = link.head
@@ -163,8 +169,15 @@ def _is_torn(tail: bytes, before: Head) -> bool:
     )
 
 
-def _broken(before: Head) -> RecordError:
-    return RecordError(
+def _no_chain() -> RefutedError:
+    return RefutedError(
+        "its first line is none of a trail: it is another file, or that line was altered; give the "
+        "file that the site file names as its trail."
+    )
+
+
+def _broken(before: Head) -> RefutedError:
+    return RefutedError(
         f"line {before.number + 1} is not what was written after line {before.number}: it was "
         "altered, moved or put there, or lines before it are missing."
     )

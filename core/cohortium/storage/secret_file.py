@@ -55,6 +55,8 @@ def require_private(path: Path, refusal: Callable[[str], CohortiumError], *, wha
         status = path.stat()
     except OSError as error:
         raise refusal(f"cannot read {what} {path}: {error.strerror}.") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise refusal(f"cannot read {what} {path}: it is a folder; give a file.")
     is_for_service = status.st_uid == 0 and os.geteuid() != 0
     if status.st_mode & (_OTHERS & ~stat.S_IRGRP if is_for_service else _OTHERS):
         raise refusal(f"others may read {what} {path}; make its mode 0600.")

@@ -64,7 +64,9 @@ def read(path: Path) -> Any:
         why = "its content is not that which was written"
     except FileNotFoundError:
         raise
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except KeyError:
+        why = "it has no mark of such a file"
+    except (SafetensorError, OSError, TypeError, ValueError, RecursionError) as error:
         why = str(error).partition("\n")[0].rstrip(".") or type(error).__name__
     raise RunError(f"{path} is damaged, or is something else: {why}.")
 

@@ -65,4 +65,5 @@ def check_file_writable(path: Path) -> None:
     try:
         check_path_writable(path)
     except OSError as error:
-        raise RequestError(f"cannot write {path}: {error.strerror}.") from error
+        reason = "it is a folder; name a file in it" if path.is_dir() else error.strerror
+        raise RequestError(f"cannot write {path}: {reason}.") from error

@@ -12,6 +12,7 @@ import tomllib
 from typing import TYPE_CHECKING, Any
 
 from cohortium.errors import RequestError, StudyError
+from cohortium.storage.bounded_read import why_unreadable
 from cohortium.text import escape_control_characters, is_printable, truncate
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def read(path: Path, *, what: str) -> dict[str, Any]:
         # Some editors of Windows begin a file with a byte order mark, which TOML does not allow.
         text = data.decode("utf-8-sig")
     except OSError as error:
-        raise RequestError(f"cannot read {what} {path}: {error.strerror}.") from error
+        reason = why_unreadable(path, error, suffix=".toml")
+        raise RequestError(f"cannot read {what} {path}: {reason}.") from error
     except UnicodeDecodeError as error:
         raise StudyError(f"{path} is not a text file in UTF-8.") from error
     return loads(text, where=str(path))

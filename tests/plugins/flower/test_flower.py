@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,8 @@ from cohortium.testing.engines import CHECKS
 from cohortium_flower import Flower
 from cohortium_flower._exchange import ConnectedEngine, FlowerExchange
 from cohortium_flower._records import from_record, to_record
+from cohortium_flower._run_log import RunLog
+from tests.support.federations import tiny_federation
 
 Answer = Callable[[bytes, bytes], bytes | Error | None]
 """What a node replies to the common part and its own; None is silence."""
@@ -294,3 +297,13 @@ def test_client_app_forwards_without_machine_details(tmp_path: Path) -> None:
             failed.error.reason
             == "the hospital's site process does not answer; its own log says why."
         )
+
+
+def test_log_has_a_line_for_each_round(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever streams the log of a run sees that it moves."""
+    tiny_federation(rounds=2).run(observers=[RunLog()])
+    lines = [line for line in caplog.messages if line.startswith("cohortium: ")]
+    assert re.fullmatch(r"cohortium: \d+ sites, 2 rounds; .+", lines[0])
+    assert [line.split(",")[0] for line in lines[1:]] == [
+        f"cohortium: round {number}/2: {lines[0].split()[1]} sites in the sum" for number in (1, 2)
+    ]

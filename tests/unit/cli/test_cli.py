@@ -217,7 +217,7 @@ def test_report_command_handles_one_or_several_runs(tmp_path: Path) -> None:
     assert "federation.seed" in (tmp_path / "both.html").read_text()
     gone = cohortium("report", "three", cwd=tmp_path)
     assert gone.returncode == 2
-    assert gone.stderr.startswith("cohortium: three holds no run")
+    assert gone.stderr.startswith("cohortium: three does not exist; give the folder")
     (tmp_path / "notes.html").write_text("mine")
     mine = cohortium("report", "one", "--out", "notes.html", cwd=tmp_path)
     assert (mine.returncode, (tmp_path / "notes.html").read_text()) == (2, "mine")
@@ -382,7 +382,7 @@ def test_resume_needs_only_run_folder(tmp_path: Path) -> None:
     )
     nothing = cohortium("resume", ".", cwd=tmp_path)
     assert nothing.returncode == 2
-    assert "holds no run: there is no study.toml in it" in nothing.stderr
+    assert "cohortium: . holds folders of runs; give one of them, such as broken." in nothing.stderr
 
 
 def test_a_plugin_is_checked_by_name(tmp_path: Path) -> None:

@@ -45,6 +45,13 @@ def test_run_prints_the_main_score_and_its_price(trained: Path) -> None:
     assert (trained / "record" / "evaluation" / "result.json").exists()
 
 
+def test_finished_run_with_evaluation_is_not_resumed(trained: Path) -> None:
+    done = cohortium("resume", "record", cwd=trained)
+    assert (done.returncode, done.stderr) == (
+        2, "cohortium: the run in record is finished; its result is record/result.json.\n"
+    )  # fmt: skip
+
+
 def test_evaluations_between_rounds_are_planned_and_printed(tmp_path: Path) -> None:
     write_files(tmp_path)
     asked = ["study.toml", *EVALUATED, "--set", "evaluation.every=1"]

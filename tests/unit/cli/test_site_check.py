@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cohortium.cli import main
-from cohortium.errors import DataError, RequestError
+from cohortium.errors import DataError, IdentityError, RequestError
 from tests.support.command_line import cohortium
 
 SITE = """
@@ -64,6 +64,20 @@ def test_site_process_leaves_no_core_dump(site: Path) -> None:
         assert resource.getrlimit(resource.RLIMIT_CORE) == (0, before[1])
     finally:
         resource.setrlimit(resource.RLIMIT_CORE, before)
+
+
+def test_check_compares_own_key_with_directory(site: Path) -> None:
+    """A new key is of no use until the hospitals have pinned the directory that has it."""
+    own, other = site.parent / "identity.pem", site.parent / "lost.pem"
+    line = cohortium("keygen", "0", "--out", str(other))[1]
+    (site.parent / "directory.txt").write_text(f"cohortium directory 1\n{line}")
+    cohortium("keygen", "0", "--out", str(own))
+    keys = 'signing_key = "identity.pem"\nkey_directory = "directory.txt"\n'
+    site.write_text(SITE.replace("[dataset]", f"{keys}[dataset]"))
+    with pytest.raises(IdentityError, match="the pinned directory gives that site the key"):
+        cohortium("site", str(site), "--check")
+    own.write_bytes(other.read_bytes())
+    assert cohortium("site", str(site), "--check")[0] == 0
 
 
 def test_check_names_every_refused_file(site: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from cohortium.deployment.study_record import InvitedStudy, study_digest
 from cohortium.errors import (
     RecordError,
     RefusalError,
+    RefutedError,
     RequestError,
     RunError,
     StudyError,
@@ -333,8 +334,14 @@ def test_older_approval_is_found(site: RehearsedSite, invitation: Invitation) ->
     own = str(site.folder / "site.toml")
     assert cohortium("trail", own, "--check")[0] == 0
     path.write_bytes(older)
-    with pytest.raises(RecordError, match="the folder of approvals is an older copy"):
+    with pytest.raises(RefutedError, match="the folder of approvals is an older copy") as caught:
         cohortium("trail", own, "--check")
+    assert caught.value.exit_code == 1
+    with pytest.raises(RunError, match="in use already; stop the process that uses it"):
+        cohortium("site", own, "--check")
+    site.stop()
+    with pytest.raises(RefutedError, match="its trail and its other files contradict each other"):
+        cohortium("site", own, "--check")
 
 
 @define

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attrs import evolve
 
 from cohortium import Federation, cli, parameters
 from cohortium.data.group_scores import MIN_IMAGES, paired_difference
 from cohortium.data.predictions import Predictions
 from cohortium.deployment import rehearsal
 from cohortium.deployment.own_report import own_figures
-from cohortium.deployment.own_scores import read_predictions, read_scores
+from cohortium.deployment.own_scores import SiteScore, read_predictions, read_scores
 from cohortium.deployment.site_config import SiteConfig
 from cohortium.errors import CohortiumError, RequestError, RunError
 from cohortium.learning.evaluation import Evaluation
@@ -104,8 +105,6 @@ def test_alone_is_the_study_at_one_site(site_file: Path) -> None:
 
     class Own:
         def load(self) -> Any:
-            from attrs import evolve
-
             return evolve(images.train, test=images.of("test").train, validation=None)
 
     federation = tiny_federation(
@@ -152,7 +151,7 @@ def test_damaged_or_foreign_files_are_refused(deployed: Path, tmp_path: Path) ->
     copy = tmp_path / "site"
     shutil.copytree(deployed / "all" / "site-1", copy, ignore=shutil.ignore_patterns("*.sock"))
     config = SiteConfig.read(copy / "site.toml")
-    (path,) = (copy / "evaluations").glob("*.json")
+    path = copy / "evaluations" / f"{read_scores(copy / 'evaluations')[0].name}.json"
     text = path.read_text()
     path.write_text(text.replace('"images_sha256": "', '"images_sha256": "0'))
     with pytest.raises(RequestError, match="the test images are not those of the evaluation"):
@@ -204,6 +203,30 @@ def test_paired_interval_is_that_of_the_differing_images() -> None:
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
     few = answers(~hard[: MIN_IMAGES - 1], labels[: MIN_IMAGES - 1])
     assert paired_difference(few, few, None, rng).low is None
+
+
+def test_session_name_that_comes_again_loses_no_scores(tmp_path: Path) -> None:
+    """The coordinator chooses the session, and may choose one twice."""
+    scores = answers(np.ones(12, bool), np.arange(12) % 2).scores
+    first = SiteScore(
+        session=bytes(16), site=0, dataset_id="d", weights_sha256="a" * 64, scores=scores
+    )
+    values = np.random.default_rng(0).random((12, 2))
+    paths = [first.write(tmp_path, values)]
+    bytes_of_first = paths[0].read_bytes()
+    paths.append(evolve(first, weights_sha256="b" * 64).write(tmp_path, values + 1))
+    paths.append(evolve(first, images_sha256="c" * 64).write(tmp_path, values + 2))
+    assert [path.stem for path in paths] == ["0" * 32, "0" * 32 + "-2", "0" * 32 + "-3"]
+    assert paths[0].read_bytes() == bytes_of_first
+    assert evolve(first, weights_sha256="b" * 64).write(tmp_path, values + 1) == paths[1]
+    stored = read_scores(tmp_path)
+    assert len(stored) == 3
+    assert {each.name for each in stored} == {path.stem for path in paths}
+    for shift, path in enumerate(paths):
+        assert np.array_equal(np.asarray(read_predictions(tmp_path, path.stem)), values + shift)
+    paths[0].write_bytes(b"{")  # damaged, and still nobody's to overwrite
+    assert first.write(tmp_path, values).stem == "0" * 32 + "-4"
+    assert paths[0].read_bytes() == b"{"
 
 
 def test_wrong_byte_in_predictions_is_refused_in_a_sentence(tmp_path: Path) -> None:

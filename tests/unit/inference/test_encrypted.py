@@ -7,6 +7,7 @@ import http.client
 import itertools
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from http import HTTPStatus
@@ -514,6 +515,23 @@ def test_key_of_tls_that_others_may_read_is_refused(tmp_path: Path) -> None:
     open_certificate.chmod(0o644)
     certificate.chmod(0o600)
     endpoint.server_tls(open_certificate, certificate, authority)
+
+
+def test_service_without_tls_names_the_options(public: PublicModel) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def refuse() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(64)
+                connection.sendall(b"HTTP/1.0 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        url = f"https://127.0.0.1:{server.getsockname()[1]}"
+        told = r"does not answer over TLS \(.*\); compare the address, --ca and --certificate"
+        with pytest.raises(RunError, match=told):
+            EncryptedClassifier.connect(public, url, ssl.create_default_context())
+        thread.join()
 
 
 def test_absent_service_is_one_sentence(public: PublicModel) -> None:

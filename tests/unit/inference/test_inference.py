@@ -121,7 +121,7 @@ def _swap(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (_remove("study.toml"), "is no record of a run"),
+        (_remove("study.toml"), "holds no run: there is no study.toml"),
         (_publish, "use it with `cohortium predict` and the --encrypted or --parties"),
         (_remove("weights/last.safetensors"), "no round is complete yet"),
         (_remove("dataset.json"), "the run has not started a round yet"),

@@ -52,6 +52,17 @@ def test_the_evaluation_has_a_report_of_its_own(run: Path) -> None:
     assert "site 3" in section(reporting.render([reporting.read(run / "evaluation")]))
 
 
+def test_seeded_evaluation_claims_no_price(run: Path) -> None:
+    """A seeded simulation protects nothing, in any section of its page."""
+    page = reporting.render([reporting.read(run)])
+    text = section(page)
+    assert "Nothing was protected : the noise came from a public seed." in text
+    assert "it would cost ε = 2" in text
+    assert "It cost" not in text
+    assert "ε spent" not in page
+    assert "ε that secret noise would spend" in page
+
+
 def test_an_unfinished_evaluation_is_said_to_be_one(run: Path, tmp_path: Path) -> None:
     import shutil
 

@@ -196,7 +196,7 @@ def first_line(**changes: Any) -> Any:
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (shutil.rmtree, "holds no run: there is no study.toml"),
+        (shutil.rmtree, "does not exist; give the folder that `cohortium run` printed"),
         (lambda folder: (folder / "study.toml").unlink(), "holds no run"),
         (spoil("study.toml", lambda data: b"\xff" + data), "not a text file in UTF-8"),
         (spoil("study.toml", lambda data: data[:-9] + b"= ="), "is not valid TOML"),

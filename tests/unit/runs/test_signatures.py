@@ -31,7 +31,6 @@ from cohortium.errors import (
 from cohortium.messages.run import Request
 from cohortium.runs.invite import shared_digest, shared_tables
 from cohortium.runs.result import RESULT
-from cohortium.runs.run_directory import SIGNER
 from cohortium.runs.run_files import RunFiles
 from cohortium.runs.signatures import (
     SIGNATURES,
@@ -40,6 +39,7 @@ from cohortium.runs.signatures import (
     sign_result,
     summarize,
 )
+from cohortium.runs.signer import SIGNER
 from cohortium.runs.stated_result import SiteReleases
 from cohortium.study import toml
 from tests.support.command_line import PARTS, cohortium

@@ -163,7 +163,15 @@ def _call(
         response = connection.getresponse()
         body = response.read(most + 1)
     except (OSError, http.client.HTTPException) as error:
+        import ssl
+
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, ssl.SSLError):
+            raise RunError(
+                f"{url} does not answer over TLS "
+                f"({escape_control_characters(str(reason)[:200])}); compare the address, --ca "
+                "and --certificate with what the model's owner told."
+            ) from error
         raise RunError(
             f"{url} does not answer ({escape_control_characters(str(reason)[:200])}); ask the "
             "model's owner whether the service runs."

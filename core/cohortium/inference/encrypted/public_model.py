@@ -17,10 +17,10 @@ from attrs import field, frozen
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
 from cohortium.errors import DataError, RequestError, RunError
-from cohortium.inference.classifier import PUBLIC_MODEL
 from cohortium.inference.stored_images import require_stored_form
 from cohortium.learning.preprocessing import preprocess
 from cohortium.runs import dataset_info
+from cohortium.runs.run_folder import PUBLIC_MODEL
 from cohortium.study import toml
 
 if TYPE_CHECKING:

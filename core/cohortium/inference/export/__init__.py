@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import attrs
 
 from cohortium.errors import RequestError, RunError
-from cohortium.inference.classifier import PROGRAM
 from cohortium.inference.export.card import Exported, model_card
 from cohortium.inference.export.scores import recompute_scores
+from cohortium.runs.run_folder import PROGRAM
 from cohortium.storage.atomic import atomic_write
 from cohortium.storage.writable import check_directory_writable
 

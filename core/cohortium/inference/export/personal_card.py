@@ -22,7 +22,8 @@ def mark(classifier: Classifier) -> Iterator[str]:
     yield f"> **Do not let this model leave this hospital.** It {personal.reason}."
     found = personal.adaptation
     start = personal.start_guarantee
-    cost = "without a guarantee" if start is None else f"with ε = {start.epsilon:.4g}"
+    is_private = start is not None and not start.simulation
+    cost = f"with ε = {start.epsilon:.4g}" if start and is_private else "without a guarantee"
     if found is None:
         yield f"It is a site's own network of the run's trainer. The run itself ended {cost}."
         return
