@@ -209,26 +209,6 @@ class Classifier:
         return predict(self.model, self.net, preprocess(self.model, images, spec), spec)
 
 
-def _require_record(folder: Path) -> None:
-    """Refuse a folder that is no record of a run."""
-    if (folder / "study.toml").is_file():
-        return
-    if (folder / PROGRAM).is_file():
-        raise RequestError(
-            f"{folder} is an exported model, for use without Cohortium; give the folder of the run "
-            "that it was exported from."
-        )
-    if (folder / PUBLIC_MODEL).is_file():
-        raise RequestError(
-            f"{folder} is the public part of a model, without its weights; use it with `cohortium "
-            "predict` and the --encrypted or --parties of the model's owner."
-        )
-    raise RequestError(
-        f"{folder} is no record of a run: it holds no study.toml; give the folder that `cohortium "
-        "run` named last."
-    )
-
-
 def _table(study: dict[str, Any], name: str, folder: Path) -> dict[str, Any]:
     table = study.get(name)
     if not isinstance(table, dict):

@@ -21,7 +21,7 @@ from cohortium.roles.events import (
 )
 from cohortium.runs.history import Cell, History
 from cohortium.runs.holdout_scores import SiteScores
-from cohortium.runs.result import EVALUATION, SITE_SCORES
+from cohortium.runs.result import EVALUATION, RESULT, SITE_SCORES
 from cohortium.runs.run_folder import require_run_folder
 from cohortium.runs.signatures import SeenSignature, seen_signatures
 from cohortium.runs.stored_result import (
