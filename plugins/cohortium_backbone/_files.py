@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cohortium.plugin import StudyError, escape_control_characters
 
+if TYPE_CHECKING:
+    from typing import BinaryIO
+
 MAX_FILE_BYTES = 1 << 31
 """Largest file: 2 GiB."""
+
+BLOCK_BYTES = 1 << 24
+"""Bytes that are read at once."""
 
 
 def read_pinned(path: str, sha256: str, *, key: str) -> bytes:
@@ -29,7 +36,7 @@ def read_pinned(path: str, sha256: str, *, key: str) -> bytes:
     place = f"model.{key} = '{shown}'"
     try:
         with Path(path).open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+            content = _read(file)
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or error
         raise StudyError(
@@ -50,3 +57,15 @@ def read_pinned(path: str, sha256: str, *, key: str) -> bytes:
             "study's file there."
         )
     return content
+
+
+def _read(file: BinaryIO) -> bytes:
+    """Return the content of `file`, with more than `MAX_FILE_BYTES` if it has more.
+
+    One call for so many bytes would ask for the memory of a file of that size.
+    """
+    blocks, length = [], 0
+    while length <= MAX_FILE_BYTES and (block := file.read(BLOCK_BYTES)):
+        blocks.append(block)
+        length += len(block)
+    return b"".join(blocks)

@@ -199,4 +199,4 @@ def _table() -> Mapping[str, Mapping[str, Any]]:
 def cohortium_datasets() -> list[Offer[Dataset]]:
     """Offer `medmnist`."""
     summary = "MedMNIST's eighteen official sets, 2D and 3D."
-    return [Offer("medmnist", MedMNIST, summary, local_parameters=("root",))]
+    return [Offer("medmnist", MedMNIST, summary, local_parameters=("root",), download="download")]

@@ -51,6 +51,7 @@ BAD = [
     (trainers.check_server, they.Climbs(), "did not go against the pseudo-gradient"),
     (trainers.check_personal, they.PersonalState(), "personal gave a dict"),
     (trainers.check_personal, they.PersonalBody(), r"gives shape \(2, 16\)"),
+    (trainers.check_personal, they.PersonalInPlace(), "changed the global network"),
     (trainers.check_no_leak, they.CountsLabels(), "the further numbers of the release changed"),
     (server_states.check_server_state, they.TooMuch(), "extra_length declares 0"),
     (server_states.check_server_state, they.GradientAndMore(), "released with a gradient"),

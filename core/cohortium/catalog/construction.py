@@ -74,7 +74,12 @@ def build_part(
     part = build_value(
         catalog, factory, given, where=place, what=what, overrides=overrides, folder=folder
     )
-    return require_role(role, part)
+    try:
+        return require_role(role, part)
+    except StudyError as error:
+        raise PluginError(
+            f"{role} '{name}' cannot be used: its factory makes a part, and {error}"
+        ) from error
 
 
 def build_value(

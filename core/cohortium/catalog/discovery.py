@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import evolve, field, frozen
 
-from cohortium.catalog.allow_list import parse_patterns
+from cohortium.catalog.allow_list import OWN_DISTRIBUTION, parse_patterns
 from cohortium.catalog.distributions import entry_points_in, import_path_state
 from cohortium.catalog.offers import OfferReader
 from cohortium.errors import PluginError, RequestError
@@ -26,6 +26,7 @@ from cohortium.third_party import call_guarded, truncated
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from importlib.metadata import Distribution, EntryPoint
+    from types import FrameType
 
     from cohortium.catalog.allow_list import PluginPattern
     from cohortium.catalog.distributions import PathState, UnreadableDistribution
@@ -65,6 +66,21 @@ class PluginRecord:
     def label(self) -> str:
         """Name of the plugin in an error."""
         return f"{self.name} ({self.distribution} {self.version})"
+
+
+@frozen(eq=False)
+class PluginFrame:
+    """A call of a plugin's code in a traceback.
+
+    Attributes:
+        frame: The call.
+        line: Line of the plugin's file.
+        record: The plugin.
+    """
+
+    frame: FrameType
+    line: int
+    record: PluginRecord
 
 
 @frozen
@@ -124,11 +140,24 @@ class Catalog:
 
         The result is None if no plugin's code raised it.
         """
+        found = self.frame_in_traceback(error)
+        return None if found is None else found.record
+
+    def frame_in_traceback(self, error: BaseException) -> PluginFrame | None:
+        """Return the innermost call of a plugin's code that raised `error`.
+
+        Code of another distribution comes first, because it may have called a plugin of
+        Cohortium's own with wrong values.
+        """
         owners = {record.target.partition(".")[0]: record for record in self.records}
-        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-        packages = [str(frame.f_globals.get("__name__")).partition(".")[0] for frame in frames]
-        found = [owners[package] for package in packages if package in owners]
-        return found[-1] if found else None
+        found = [
+            PluginFrame(frame, line, owners[package])
+            for frame, line in traceback.walk_tb(error.__traceback__)
+            if (package := str(frame.f_globals.get("__name__")).partition(".")[0]) in owners
+        ]
+        foreign = [each for each in found if each.record.distribution != OWN_DISTRIBUTION]
+        innermost = (foreign or found)[-1:]
+        return innermost[0] if innermost else None
 
     def plugins_defining(self, instance: object) -> list[PluginRecord]:
         """Return the plugins whose package defines the class of `instance`.

@@ -13,6 +13,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from cohortium.catalog.discovery import discover
+from cohortium.catalog.part_results import require_result
 from cohortium.errors import BrokenNetworkError, CohortiumError, NetworkError
 from cohortium.third_party import describe_fault, is_out_of_memory
 
@@ -89,6 +90,28 @@ def _materialise(model: Model, net: nn.Module, blank: Tensor) -> None:
             f"{name_of(model)} has a lazy layer that no image reaches, so that '{left[0]}' never "
             "gets a shape; use it in forward, or take it away."
         )
+
+
+def preprocess_probe(model: Model, images: Tensor) -> Tensor:
+    """Return the network's input for made-up `images`, shape (B, …).
+
+    Raises:
+        PluginError: The model returns no tensor with a row for each image, or changes its argument.
+    """
+    import torch
+
+    before = images.clone()
+    found: object = model.preprocess(images)
+    is_right = isinstance(found, torch.Tensor) and found.ndim > 1 and len(found) == len(images)
+    wanted = f"a tensor with a row for each of {len(images)} images"
+    require_result(model, "preprocess", found, is_right, wanted)
+    assert isinstance(found, torch.Tensor)
+    if not torch.equal(images, before):
+        raise NetworkError(
+            f"{name_of(model)} changes the images that its preprocess receives; use images - mean "
+            "in place of images.sub_(mean)."
+        )
+    return found
 
 
 def check_output_shape(model: Model, net: nn.Module, images: Tensor, spec: DataSpec) -> None:

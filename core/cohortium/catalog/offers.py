@@ -132,5 +132,15 @@ def _checked(role: Role, offer: object) -> Offer[Any]:
     code = offer.code
     if not isinstance(code, str):
         raise PluginError(f"{hook_name(role)} offers '{name}' with a `code` that is no name.")
+    download = offer.download
+    if not isinstance(download, str):
+        raise PluginError(f"{hook_name(role)} offers '{name}' with a `download` that is no name.")
     keys = tuple(str.__str__(key) for key in local)
-    return Offer(str.__str__(name), factory, truncated(summary), keys, str.__str__(code))
+    return Offer(
+        str.__str__(name),
+        factory,
+        truncated(summary),
+        keys,
+        str.__str__(code),
+        str.__str__(download),
+    )

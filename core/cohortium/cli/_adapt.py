@@ -166,6 +166,7 @@ def _named_images(classifier: Classifier, overrides: list[str]) -> Splits:
     """Return the images of the run's data set with changes."""
     from cohortium.catalog.construction import build_part
     from cohortium.catalog.discovery import discover
+    from cohortium.catalog.part_results import load_splits
     from cohortium.roles.protocols import Dataset
     from cohortium.study.layered_tables import merge
     from cohortium.study.study_file import override_layers
@@ -180,7 +181,7 @@ def _named_images(classifier: Classifier, overrides: list[str]) -> Splits:
             )
         tables = dict(merge(tables, layer.changes, where=layer.where))
     dataset: Dataset = build_part(discover(), "dataset", tables["dataset"], where="--set")
-    return dataset.load()
+    return load_splits(dataset)
 
 
 def _tell_fold(fold: int, folds: int) -> None:

@@ -10,6 +10,7 @@ from attrs import asdict
 from cohortium.cli import _completion, _printing
 from cohortium.cli._streams import json_text
 from cohortium.errors import PluginError
+from cohortium.text import sanitize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -178,8 +179,15 @@ def check(
 
     catalog, broken = discover(), False
     for offering in suite.select(catalog, name):
-        instance = suite.instance_of(catalog, offering, overrides or [])
-        typer.echo(f"{offering.role} '{offering.offer.name}' of {offering.record.label}")
+        heading = f"{offering.role} '{offering.offer.name}' of {offering.record.label}"
+        try:
+            instance = suite.instance_of(catalog, offering, overrides or [])
+        except PluginError as error:
+            # The other parts of the plugin are checked in any case.
+            typer.echo(sanitize(f"{heading}\n  ✗ {error}"))
+            broken = True
+            continue
+        typer.echo(heading)
         for verdict in suite.run_checks(offering.role, instance):
             typer.echo(f"  {verdict}")
             broken |= bool(verdict.failure)

@@ -14,6 +14,7 @@ from cohortium.data.groups import (
     GroupColumn,
     can_show,
 )
+from cohortium.data.table import MISSING_NAMES
 from cohortium.errors import DataError
 from cohortium.text import quote_key
 
@@ -26,13 +27,14 @@ if TYPE_CHECKING:
 def read_group(table: Table, column: str) -> tuple[GroupColumn, NDArray[np.int64]]:
     """Return a table's column of groups, and the code of each row, shape (N,).
 
-    An empty cell is not stated. Errors repeat no cell.
+    An empty cell, or one that programs write for a missing value (`MISSING_NAMES`), is not stated.
+    Errors repeat no cell.
 
     Raises:
         DataError: The column has more than `MAX_VALUES` values. Or a value cannot be shown, or two
             differ in case or spaces alone.
     """
-    cells = table.columns[column]
+    cells = ["" if cell.casefold() in MISSING_NAMES else cell for cell in table.columns[column]]
     alike: dict[str, tuple[int, str]] = {}
     for row, cell in enumerate(cells):
         if cell and not can_show(cell):

@@ -11,6 +11,9 @@ Guarantees:
     A plugin declares parameters that name code or files of the machine (`Offer.local_parameters`).
     Each has its default, or a value that the policy lists.
 
+    A part that can fetch files from the network (`Offer.download`) is told not to, or the policy
+    lists it. So no study makes a site open a connection.
+
     Every value is converted strictly to its parameter's type. Nothing is evaluated or unpickled.
 """
 
@@ -112,6 +115,18 @@ def _require_allowed(policy: SitePolicy, offering: CatalogEntry, table: Mapping[
                 f"the study gives the {what} {key} = {truncate(value)}, which names code or a "
                 "file of this machine, and this site does not allow it.",
             )
+    download = offering.offer.download
+    if (
+        download
+        and table.get(download) is not False
+        and offering.offer.name not in policy.allowed_downloads
+    ):
+        _refuse(
+            "policy.allowed_downloads",
+            f"the {what} of the study may fetch its files from the network, and this site fetches "
+            f"nothing for a study; write {download} = false in the study, and put the files in "
+            "place.",
+        )
 
 
 def _require_versions(theirs: Mapping[str, str], ours: Mapping[str, str]) -> None:

@@ -9,6 +9,7 @@ import attrs
 from attrs import field, frozen
 from attrs.validators import and_, ge, le, min_len
 
+from cohortium.catalog.part_results import load_splits
 from cohortium.data.examples import MAX_EXAMPLES
 from cohortium.data.overlap import overlap
 from cohortium.errors import DataError
@@ -101,7 +102,7 @@ class OwnImages:
             DataError: Images are missing or damaged, or the two overlap and have two names. The
                 sentence is for the site's own staff.
         """
-        train = dataset.load()
+        train = load_splits(dataset)
         if test is None:
             return cls(train=train)
         return cls.compared(train, _test_splits(train, test), test, dataset_id)
@@ -166,7 +167,7 @@ class OwnImages:
 
 def _test_splits(train: Splits, test: SiteTestImages) -> Splits:
     if test.dataset is not None:
-        return attrs.evolve(test.dataset.load(), validation=None, test=None)
+        return attrs.evolve(load_splits(test.dataset), validation=None, test=None)
     if train.test is None:
         raise DataError(
             "[test] names no [test.dataset], and the images of [dataset] have no test images; name "

@@ -13,6 +13,7 @@ from attrs.validators import and_, ge, le, lt, min_len
 
 from cohortium.catalog import construction
 from cohortium.catalog.discovery import discover
+from cohortium.catalog.part_results import load_splits
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.data.examples import MAX_EXAMPLES
 from cohortium.deployment.approvals import ApprovalStore
@@ -304,7 +305,7 @@ class SiteConfig:
         return Site(
             run_config,
             self.id,
-            self.dataset.load().train if examples is None else examples,
+            load_splits(self.dataset).train if examples is None else examples,
             SharedModel(run_config),
             identity=self.key,
             journal=journal,

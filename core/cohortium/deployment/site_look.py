@@ -8,6 +8,7 @@ import attrs
 from attrs import frozen
 
 from cohortium.catalog.discovery import discover
+from cohortium.catalog.part_results import load_splits
 from cohortium.data.survey import DataSurvey, load_readable
 from cohortium.deployment.own_images import OwnImages
 from cohortium.errors import DataError
@@ -56,7 +57,7 @@ class _TrainingImages:
 
     def load(self) -> Splits:
         """Return the training images."""
-        return _alone(self.dataset.load())
+        return _alone(load_splits(self.dataset))
 
     def load_readable(self, survey: DataSurvey) -> Splits:
         """Return the training images that can be read."""

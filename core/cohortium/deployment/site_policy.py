@@ -58,6 +58,8 @@ class SitePolicy:
             allowed. `COHORTIUM_PLUGIN_ALLOW` prevents other plugins from being loaded at all.
         allowed_local_values: Values for parameters that name code or files of this machine, such as
             "my_package:Net" for model 'module'. If empty, none is allowed.
+        allowed_downloads: Names of parts, such as "medmnist", that may fetch their files from the
+            network because a study names them. If empty, a study can make this site fetch nothing.
         max_rounds: Most attempts of a run, its retries among them.
         max_sites: Most sites of a federation.
         max_parameters: Most values of a model.
@@ -85,6 +87,7 @@ class SitePolicy:
     min_cohort_size: int = field(default=0, validator=[ge(0), le(MAX_SITES)])
     allowed_plugins: tuple[str, ...] = field(default=(), validator=_are_entries)
     allowed_local_values: tuple[str, ...] = ()
+    allowed_downloads: tuple[str, ...] = ()
     approve: bool = False
     insecure_rehearsal: bool = False
     max_rounds: int = field(default=1000, validator=[ge(1), le(MAX_ROUNDS)])

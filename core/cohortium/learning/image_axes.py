@@ -26,5 +26,5 @@ def require_two_axes(size: Sequence[int], *, model: str) -> None:
     if len(size) != PLANE:
         raise StudyError(
             f"model '{model}' takes images of {PLANE} axes, and these have {len(size)}; use 'cnn', "
-            "'dpresnet' or 'resnet18' for volumes."
+            "'dpresnet' or 'resnet18' for volumes, or 'unet' if their labels are masks."
         )

@@ -15,6 +15,7 @@ import msgspec
 from attrs import field, frozen
 from attrs.validators import ge, gt, in_, lt
 
+from cohortium.errors import PrivacyError
 from cohortium.privacy import accounting
 from cohortium.privacy.guarantee import MIN_DELTA, Adjacency, ProtectedAgainst, Unit
 from cohortium.privacy.mechanisms import (
@@ -64,9 +65,18 @@ class AttemptCost(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(cls, mechanism: Mechanism | None, guarantee: Guarantee | None) -> AttemptCost:
-        """Return the cost of an attempt that applies `mechanism` under `guarantee`."""
-        if guarantee is None or mechanism is None:
+        """Return the cost of an attempt that applies `mechanism` under `guarantee`.
+
+        Raises:
+            PrivacyError: There is a guarantee, and no mechanism that a ledger could charge.
+        """
+        if guarantee is None:
             return cls()
+        if mechanism is None:
+            raise PrivacyError(
+                "the privatizer's plan states a guarantee, and a round of it has no mechanism, so "
+                "no ledger could count its cost; return the round's mechanism."
+            )
         return cls(
             mechanism=mechanism,
             unit=guarantee.unit,

@@ -69,6 +69,9 @@ class Offer(Generic[R_co]):
         code: The one local parameter that names a user's own code as "package:Class", if any.  Its
             factory also has a local parameter `folder`: the folder of the study file that names
             the code.  Cohortium looks for the code there.  The folder is never sent to a site.
+        download: The one boolean parameter that lets the part fetch files from the network, if any.
+            A site refuses the part in a study, unless this parameter is false there or the site's
+            policy allows the part to download.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Offer(Generic[R_co]):
     summary: str
     local_parameters: tuple[str, ...] = ()
     code: str = ""
+    download: str = ""
 
 
 @hookspec

@@ -13,12 +13,14 @@ import numpy as np
 
 from cohortium import parameters
 from cohortium.catalog import networks
+from cohortium.catalog.part_results import require_protocol, require_result
 from cohortium.clipping.batch_mixing import require_no_batch_mixing, require_per_example_gradients
 from cohortium.crypto.randomness import Randomness, Seeds
 from cohortium.errors import PrivacyError
 from cohortium.learning.evaluation import resolve_device
 from cohortium.learning.noise_response import ServerTrial
-from cohortium.roles.values import FederationSpec
+from cohortium.roles.sessions import CoordinatorSession, PrivacyPlan
+from cohortium.roles.values import FederationSpec, Workload
 from cohortium.rounds.build_measuring_config import build_measuring_config
 from cohortium.rounds.dry_run import dry_run, require_transmittable
 from cohortium.rounds.min_batch import with_min_batch_size
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
 
     from cohortium.crypto.signing import KeyDirectory
     from cohortium.data.examples import DataSpec
-    from cohortium.roles.values import Workload
     from cohortium.study.study import Study
 
 
@@ -113,13 +114,20 @@ def build_run_config(
             directory=directory,
             policy=policy,
         )
+    declared: object = federation.trainer.workload(federation_spec)
+    require_result(
+        federation.trainer, "workload", declared, isinstance(declared, Workload), "a Workload"
+    )
+    assert isinstance(declared, Workload)
     workload = attrs.evolve(
-        federation.trainer.workload(federation_spec),
+        declared,
         find_noise_response=ServerTrial(federation.trainer, federation_spec.rounds),
     )
 
     def planned(parameters: int) -> RunConfig:
         length = parameters + extra_length(federation.trainer, workload, parameters)
+        plan = federation.privatizer.plan(workload, federation_spec, length)
+        require_protocol(federation.privatizer, "plan", plan, PrivacyPlan)
         return RunConfig(
             session=session,
             spec=spec,
@@ -127,11 +135,7 @@ def build_run_config(
             model=federation.model,
             trainer=federation.trainer,
             workload=workload,
-            plan=with_prior(
-                federation.privatizer.plan(workload, federation_spec, length),
-                federation,
-                federation_spec,
-            ),
+            plan=with_prior(plan, federation, federation_spec),
             aggregator=federation.aggregator,
             seeds=seeds,
             directory=directory,
@@ -146,7 +150,7 @@ def build_run_config(
     require_transmittable(net)
     shape = (PROBE_IMAGES, *spec.shape)
     made_up = torch.from_numpy(seeds.generator("trial").random(shape, dtype=np.float32))
-    made_up = federation.model.preprocess(made_up)
+    made_up = networks.preprocess_probe(federation.model, made_up)
     networks.check_output_shape(federation.model, net, made_up, spec)
     if not networks.accepts_single_image(net, made_up, spec.output_shape):
         workload, run_config = with_min_batch_size(federation, net, made_up, workload, spec), None
@@ -156,7 +160,12 @@ def build_run_config(
     if guarantee is not None and guarantee.unit != "site":
         _require_private_network(federation, net, made_up, workload)
     # Refuse a cohort that the aggregator cannot serve, before anything is started.
-    run_config.aggregator.coordinator_session(run_config.sum, run_randomness(federation))
+    session_of_sums = run_config.aggregator.coordinator_session(
+        run_config.sum, run_randomness(federation)
+    )
+    require_protocol(
+        run_config.aggregator, "coordinator_session", session_of_sums, CoordinatorSession
+    )
     return attrs.evolve(run_config, sizes=dry_run(run_config, net))
 
 

@@ -14,6 +14,12 @@ import numpy as np
 from attrs import frozen
 
 from cohortium import parameters
+from cohortium.catalog.part_results import (
+    planned_round,
+    require_plan_state,
+    require_protocol,
+    require_result,
+)
 from cohortium.errors import (
     MessageError,
     RefusalCode,
@@ -23,7 +29,9 @@ from cohortium.errors import (
 )
 from cohortium.messages import codec
 from cohortium.messages.run import Refusal, Reply, Request
+from cohortium.ring.ring import RingSum
 from cohortium.roles.events import SiteFailed
+from cohortium.roles.sessions import CoordinatorSession
 from cohortium.roles.values import ReleasedMean, StageRequests
 from cohortium.rounds import server_state
 from cohortium.text import elide_middle, escape_control_characters
@@ -31,8 +39,11 @@ from cohortium.text import elide_middle, escape_control_characters
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
 
+    from cohortium.roles.protocols import Trainer
     from cohortium.roles.values import SiteId
     from cohortium.rounds.run_config import RunConfig
 
@@ -79,13 +90,20 @@ class Coordinator:
             run_config.sum, run_config.secret("coordinator", private=True)
         )
         self.net = run_config.network()
-        self.optimizer, self.schedule = run_config.trainer.make_server_optimizer(
-            parameters.trainable(self.net), run_config.federation_spec.rounds
+        require_protocol(
+            run_config.aggregator, "coordinator_session", self._session, CoordinatorSession
+        )
+        self.optimizer, self.schedule = _server_optimizer(
+            run_config.trainer,
+            parameters.trainable(self.net),
+            run_config.federation_spec.rounds,
         )
         self._length = parameters.length(self.net)
         self.server_state = server_state.initial_server_state(run_config.trainer, self._length)
-        self.plan_state = run_config.plan.initial_state
-        self.round_plan = run_config.plan.at_round(0, self.plan_state)
+        self.plan_state = require_plan_state(
+            run_config.plan, "initial_state", run_config.plan.initial_state
+        )
+        self.round_plan = planned_round(run_config.plan, 0, self.plan_state)
         self._round = self._attempt = self._stage = 0
         self._asked: tuple[SiteId, ...] = ()
         self._failures: dict[SiteId, SiteFailed] = {}
@@ -96,7 +114,7 @@ class Coordinator:
     def begin_attempt(self, round: int, attempt: int, sites: Sequence[SiteId]) -> None:  # noqa: A002
         """Begin `attempt` at `round` among `sites`."""
         self._round, self._attempt, self._stage = round, attempt, 0
-        self.round_plan = self._run_config.plan.at_round(round, self.plan_state)
+        self.round_plan = planned_round(self._run_config.plan, round, self.plan_state)
         self._asked, self._failures, self._late_replies = tuple(sites), {}, {}
         self._uploads = dict.fromkeys(sites, 0)
         self._session.begin_attempt(round, attempt, sites)
@@ -107,6 +125,10 @@ class Coordinator:
         The result is empty when the attempt is complete or cannot be completed.
         """
         asked = self._session.next_requests()
+        is_right = isinstance(asked, StageRequests)
+        require_result(
+            self._session, "next_requests", asked, is_right, "StageRequests", error=RunError
+        )
         if not asked:
             return asked
         first = self._stage == 0
@@ -166,13 +188,15 @@ class Coordinator:
             total = self._session.sum()
         except TooFewSitesError as error:
             raise TooFewSitesError(f"{error}{self._reasons()}") from error
+        self._require_sum(total)
         need = self._run_config.federation_spec.min_contributors
         if len(total.contributors) < need:
             raise TooFewSitesError(
                 f"{len(total.contributors)} sites contributed, but min_contributors is {need}."
                 f"{self._reasons()}"
             )
-        mean, next_state = self.round_plan.decode(total), self.round_plan.next_state(total)
+        mean, next_state = self._decoded(total), self.round_plan.next_state(total)
+        next_state = require_plan_state(self.round_plan, "next_state", next_state)
         measured: tuple[float, ...] = ()
         if self._run_config.statistic is None:
             next_server_state = self._next_server_state(mean, len(total.contributors))
@@ -188,6 +212,43 @@ class Coordinator:
             upload_bytes=max(self._uploads.values(), default=0),
             measured=measured,
         )
+
+    def _require_sum(self, total: object) -> None:
+        """Refuse a sum that is none of this attempt's sites.
+
+        Raises:
+            RunError: The aggregator returned it.
+        """
+        run_config, asked = self._run_config, set(self._asked)
+        is_right = (
+            isinstance(total, RingSum)
+            and total.ring == run_config.sum.ring
+            and total.words.shape == (run_config.sum.length,)
+            and len(set(total.contributors)) == len(total.contributors)
+            and asked.issuperset(total.contributors)
+        )
+        wanted = f"a RingSum of {run_config.sum.length:,} elements over sites that were asked"
+        require_result(self._session, "sum", total, is_right, wanted, error=RunError)
+
+    def _decoded(self, total: RingSum) -> Tensor:
+        """Return the mean that `total` encodes, shape (P + E,)."""
+        import torch
+
+        mean: object = self.round_plan.decode(total)
+        run_config = self._run_config
+        length = (
+            self._length
+            + server_state.extra_length(run_config.trainer, run_config.workload, self._length)
+            if run_config.statistic is None
+            else len(run_config.statistic.cells)
+        )
+        is_right = (
+            isinstance(mean, torch.Tensor) and mean.shape == (length,) and mean.is_floating_point()
+        )
+        wanted = f"a tensor of shape ({length},)"
+        require_result(self.round_plan, "decode", mean, is_right, wanted, error=RunError)
+        assert isinstance(mean, torch.Tensor)
+        return mean
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Begin with `weights` in place of the initial ones.
@@ -257,7 +318,7 @@ class Coordinator:
 
         net, rounds = copy.deepcopy(self.net), self._run_config.federation_spec.rounds
         trainable = parameters.trainable(net)
-        optimizer, schedule = self._run_config.trainer.make_server_optimizer(trainable, rounds)
+        optimizer, schedule = _server_optimizer(self._run_config.trainer, trainable, rounds)
         optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         schedule.load_state_dict(copy.deepcopy(state["schedule"]))
         for parameter in trainable:
@@ -346,3 +407,24 @@ def _like(own: Tensor, stored: Any) -> Tensor:
         raise ValueError("the trainer's server state has another form")
     found: Tensor = stored
     return found
+
+
+def _server_optimizer(
+    trainer: Trainer, trainable: Sequence[nn.Parameter], rounds: int
+) -> tuple[Optimizer, LRScheduler]:
+    """Return the server optimizer of `trainer` and its schedule.
+
+    Raises:
+        PluginError: The trainer returns something else.
+    """
+    found: object = trainer.make_server_optimizer(trainable, rounds)
+    is_right = (
+        isinstance(found, tuple)
+        and len(found) == 2  # noqa: PLR2004 - optimizer and schedule
+        and all(hasattr(each, "step") and hasattr(each, "state_dict") for each in found)
+    )
+    wanted = "a tuple of an optimizer and its schedule"
+    require_result(trainer, "make_server_optimizer", found, is_right, wanted)
+    assert isinstance(found, tuple)
+    optimizer, schedule = found
+    return optimizer, schedule

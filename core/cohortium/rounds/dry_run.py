@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
 
 from cohortium import parameters
 from cohortium.catalog.discovery import discover
+from cohortium.catalog.part_results import (
+    describe_plugin_fault,
+    is_foreign_fault,
+    require_result,
+)
 from cohortium.crypto.randomness import Seeds
 from cohortium.data.examples import Examples
 from cohortium.data.intensity import to_unit_range
-from cohortium.errors import CohortiumError, RunError, StudyError
+from cohortium.errors import CohortiumError, PluginError, RunError, StudyError
 from cohortium.learning.evaluation import predict
 from cohortium.rounds.coordinator import Coordinator
+from cohortium.rounds.local_round import reading_own
 from cohortium.rounds.network_size import PROBE_IMAGES
 from cohortium.rounds.run_config import Sizes
 from cohortium.rounds.shared_model import SharedModel
@@ -38,6 +44,7 @@ from cohortium.third_party import plugin_location
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from numpy.typing import NDArray
     from torch import nn
 
     from cohortium.rounds.run_config import RunConfig
@@ -145,16 +152,42 @@ class _DryRun:
             coordinator.finish_attempt()
         with self._saying("the evaluation"):
             self._evaluate()
+        with self._saying("the personal network"):
+            self._personalize(number)
         with self._saying("the checkpoint"):
             tensor_tree.dumps(coordinator.state())
             coordinator.restore(coordinator.state())
 
     def _evaluate(self) -> None:
         spec = self._run_config.spec
+        spec.task.score(self._predictions(self._net), self._examples.labels)
+
+    def _predictions(self, net: nn.Module) -> NDArray[Any]:
+        spec = self._run_config.spec
         images = to_unit_range(self._examples.images, spec)
         inputs = self._run_config.model.preprocess(images).to(self._run_config.device)
-        predictions = predict(self._run_config.model, self._net, inputs, spec)
-        spec.task.score(predictions, self._examples.labels)
+        return predict(self._run_config.model, net, inputs, spec)
+
+    def _personalize(self, number: int) -> None:
+        """Try the network that the site itself would use after the round `number`."""
+        import torch
+
+        if self._run_config.statistic is not None:
+            return
+        trainer, before = self._run_config.trainer, parameters.flatten(self._net)
+        own: object = trainer.personalize(
+            self._net, reading_own(self._scale.kept.state_for(number + 1))
+        )
+        is_network = isinstance(own, torch.nn.Module)
+        require_result(trainer, "personalize", own, is_network, "a torch.nn.Module")
+        assert isinstance(own, torch.nn.Module)
+        if not torch.equal(before, parameters.flatten(self._net)):
+            raise StudyError(
+                f"the trainer {type(trainer).__qualname__} changes the global network in its "
+                "personalize; change a copy of it."
+            )
+        if own is not self._net:
+            self._predictions(own)
 
     @contextlib.contextmanager
     def _saying(self, where: str) -> Iterator[None]:
@@ -166,13 +199,18 @@ class _DryRun:
         except CohortiumError:
             raise
         except Exception as error:
+            began = (
+                f"a round that was rehearsed on made-up images ended in {where}, so nothing is "
+                "charged"
+            )
+            if is_foreign_fault(error):
+                raise PluginError(f"{began}; {describe_plugin_fault(error)}.") from error
             why = str(error).strip().partition("\n")[0].rstrip(".") or "no reason is given"
             packages = {each.target.partition(".")[0] for each in discover().records}
             place = plugin_location(error, packages)
             trainer, network = type(self._run_config.trainer), type(self._net)
             raise StudyError(
-                f"a round that was rehearsed on made-up images ended in {where}, so nothing is "
-                f"charged; with the network {network.__qualname__} and the trainer "
+                f"{began}; with the network {network.__qualname__} and the trainer "
                 f"{trainer.__qualname__} it raised {type(error).__name__}: {why}{place}."
             ) from error
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import numpy as np
 from attrs import define, field
 
+from cohortium.catalog.part_results import require_result
 from cohortium.errors import RefusalCode, RefusalError
 from cohortium.parameters import flatten, flatten_gradients
 
@@ -45,14 +48,39 @@ class GuardedPrivatizer:
     _yielded: list[ExampleIndices] = field(factory=list, repr=False)
     _num_taken: int = 0
 
+    @property
+    def wrapped_part(self) -> SitePrivatizer:
+        """The privatizer inside, which an error names."""
+        return self.privatizer
+
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
         """Yield the privatizer's batches, once."""
         if self._has_yielded_batches:
             raise _contract_violation("draws batches twice in a round")
         self._has_yielded_batches = True
-        for batch in self.privatizer.batches(examples):
+        batches: object = self.privatizer.batches(examples)
+        require_result(
+            self, "batches", batches, isinstance(batches, Iterable), "an iterator over batches"
+        )
+        assert isinstance(batches, Iterable)
+        for count, batch in enumerate(batches, start=1):
+            self._require_batch(batch, examples, count)
             self._yielded.append(batch)
             yield batch
+
+    def _require_batch(self, batch: object, examples: int, count: int) -> None:
+        """Refuse a batch that is none of the `examples`, or one more than was declared."""
+        is_right = (
+            count <= self.steps
+            and isinstance(batch, np.ndarray)
+            and batch.ndim == 1
+            and batch.dtype.kind in "iu"
+            and bool(((batch >= 0) & (batch < examples)).all())
+        )
+        if is_right:
+            return
+        found = f"{self.steps} batches of positions below {examples:,}"
+        require_result(self, "batches", batch, False, found)  # noqa: FBT003
 
     def set_private_gradient(
         self, net: nn.Module, losses: Callable[[ExampleIndices], Tensor], batch: ExampleIndices

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 import attrs
 from attrs import field, frozen
 
 from cohortium.catalog.networks import blame_network
+from cohortium.catalog.part_results import require_result
 from cohortium.errors import BrokenNetworkError, PrivacyError, RefusalCode, RefusalError
-from cohortium.roles.values import LocalTask
+from cohortium.roles.values import LocalResult, LocalTask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from torch import Tensor
 
     from cohortium.crypto.randomness import Randomness
-    from cohortium.roles.protocols import OwnModelTrainer
+    from cohortium.roles.protocols import OwnModelTrainer, Trainer
     from cohortium.roles.sessions import SitePrivatizer
-    from cohortium.roles.values import ExampleIndices, LocalResult
+    from cohortium.roles.values import ExampleIndices
     from cohortium.rounds.run_config import RunConfig
     from cohortium.rounds.shared_model import SharedModel
 
@@ -84,7 +86,10 @@ class LocalRound:
         """
         state = {name: each for name, each in stored.items() if not name.startswith(OWN)}
         task = self._task("augmentation", state)
-        return self._call("layers", task, lambda: self.run_config.trainer.train(task, privatizer))
+        trainer, length = self.run_config.trainer, self.shared_model.length
+        found = self._call("layers", task, lambda: trainer.train(task, privatizer))
+        _require_trained(trainer, found, length, self.run_config)
+        return found
 
     def with_own(
         self, trained: LocalResult, stored: Mapping[str, Tensor], trainer: OwnModelTrainer
@@ -107,6 +112,7 @@ class LocalRound:
         self.shared_model.load_global_weights()
         task = self._task("own augmentation", trained.state)
         found = self._call("own layers", task, lambda: trainer.train_own(task, before))
+        _require_tensors(trainer, "train_own", found)
         if found.keys() & trained.state.keys():
             raise RefusalError(
                 RefusalCode.TRAINER, "the trainer gives its state and its own tensors one name."
@@ -156,6 +162,35 @@ class LocalRound:
     def _seed(self, purpose: str) -> int:
         """Derive a seed for torch's generators."""
         return int.from_bytes(self.secret.secret_bytes(8, purpose), "big") >> 1
+
+
+def _require_trained(trainer: Trainer, found: object, length: int, run_config: RunConfig) -> None:
+    """Refuse a result of `Trainer.train` of another kind than its contract names.
+
+    Raises:
+        PluginError: It is no `LocalResult`, or its vector or its state has another form.
+    """
+    import torch
+
+    is_result = isinstance(found, LocalResult)
+    require_result(trainer, "train", found, is_result, "a LocalResult")
+    assert isinstance(found, LocalResult)
+    vector: object = found.vector
+    if run_config.statistic is None:
+        is_right = isinstance(vector, torch.Tensor) and vector.shape == (length,)
+        wanted = f"a LocalResult whose vector is a tensor of shape ({length},)"
+        require_result(trainer, "train", vector, is_right, wanted)
+    _require_tensors(trainer, "train", found.state)
+
+
+def _require_tensors(trainer: object, method: str, found: object) -> None:
+    """Refuse a state of a site that is no mapping from names to tensors."""
+    import torch
+
+    is_right = isinstance(found, Mapping) and all(
+        isinstance(name, str) and isinstance(each, torch.Tensor) for name, each in found.items()
+    )
+    require_result(trainer, method, found, is_right, "a state that maps names to tensors")
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

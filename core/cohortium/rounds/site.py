@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from attrs import field, frozen
 
+from cohortium.catalog.part_results import planned_round, require_protocol, require_result
 from cohortium.data.groups import NOT_STATED
 from cohortium.data.predictions import Predictions
 from cohortium.errors import (
@@ -24,7 +25,9 @@ from cohortium.learning.preprocessing import preprocess
 from cohortium.ledger.cost import AttemptCost
 from cohortium.messages import codec
 from cohortium.messages.run import Refusal, Reply
+from cohortium.ring.ring import RingVector
 from cohortium.roles.protocols import OwnModelTrainer
+from cohortium.roles.sessions import SitePrivatizer, SiteSession
 from cohortium.roles.values import SiteContext, SiteRequest
 from cohortium.rounds.guard import guard
 from cohortium.rounds.local_round import LocalRound, SiteData
@@ -43,7 +46,6 @@ if TYPE_CHECKING:
     from cohortium.learning.preprocessing import Features
     from cohortium.ledger.account import Account
     from cohortium.messages.run import Request
-    from cohortium.ring.ring import RingVector
     from cohortium.roles.sessions import RoundPlan, SiteHandle
     from cohortium.roles.values import SiteId
     from cohortium.rounds.run_config import AdmissionPolicy, RunConfig
@@ -169,6 +171,7 @@ class Site:
             shared=shared_model.shared,
         )
         self._session = run_config.aggregator.site_session(run_config.sum, site_context)
+        require_protocol(run_config.aggregator, "site_session", self._session, SiteSession)
 
     def answer(self, broadcast: bytes, own: bytes) -> bytes:
         """Return the reply to one request, which may be a refusal.
@@ -187,6 +190,8 @@ class Site:
             self._admit(request)
             ask = SiteRequest(round=request.round, attempt=attempt, broadcast=request.body, own=own)
             body = self._session.handle(ask, lambda: self._release(request))
+            is_right = isinstance(body, (bytes, bytearray, memoryview))
+            require_result(self._session, "handle", body, is_right, "bytes")
         except RefusalError as refusal:
             return codec.encode(Refusal(attempt, stage, refusal.code, refusal.reason))
         except MessageError as error:
@@ -210,7 +215,7 @@ class Site:
             raise RefusalError(
                 RefusalCode.MISSING_WEIGHTS, "an attempt must begin with the global weights."
             )
-        round_plan = self._run_config.plan.at_round(request.round, request.plan_state)
+        round_plan = planned_round(self._run_config.plan, request.round, request.plan_state)
         self._round, self._attempt, self._round_plan = request.round, request.attempt, round_plan
 
     def _release(self, request: Request) -> RingVector:
@@ -227,6 +232,7 @@ class Site:
         round_plan = self._round_plan
         assert round_plan is not None, "admission has begun the attempt"
         privatizer = round_plan.for_site(secret, self._data.patients)
+        require_protocol(round_plan, "for_site", privatizer, SitePrivatizer)
         privatizer = guard(privatizer, run_config.plan.guarantee, run_config.workload)
         self.shared_model.load_global_weights()
         before = self._trainer_state.state_for(request.round)
@@ -256,6 +262,8 @@ class Site:
         self._save_state(TrainerState.of(request.round, before, trained.state))
         whole = self._finite(whole_release(trained, self._extra), request.round)
         released = privatizer.release(whole, trained.weight)
+        is_right = isinstance(released, RingVector)
+        require_result(privatizer, "release", released, is_right, "a RingVector")
         if len(released.words) != run_config.plan.length:
             raise RefusalError(
                 RefusalCode.VECTOR,

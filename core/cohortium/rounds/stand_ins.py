@@ -59,6 +59,7 @@ class StateSizeRecorder:
     """A store that measures a trainer's state instead of writing it."""
 
     bytes: int = 0
+    kept: TrainerState = field(factory=TrainerState)
 
     def read(self) -> TrainerState:
         """Return the empty state, as nothing is stored."""
@@ -66,6 +67,7 @@ class StateSizeRecorder:
 
     def write(self, kept: TrainerState) -> None:
         """Record the size of the state."""
+        self.kept = kept
         self.bytes = max(self.bytes, len(encode_trainer_state(b"", kept)))
 
     def require_room(self, size: int) -> None:
@@ -85,6 +87,11 @@ class ZeroGradientPrivatizer:
 
     privatizer: SitePrivatizer
     max_examples: int
+
+    @property
+    def wrapped_part(self) -> SitePrivatizer:
+        """The privatizer inside, which an error names."""
+        return self.privatizer
 
     def batches(self, examples: int) -> Iterator[ExampleIndices]:
         """Yield one batch of all examples, up to `max_examples`.

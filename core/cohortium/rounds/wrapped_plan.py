@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from cohortium.catalog.part_results import planned_round, require_protocol
+from cohortium.roles.sessions import SitePrivatizer
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from cohortium.privacy.accounting import Mechanism
     from cohortium.privacy.guarantee import Guarantee
     from cohortium.ring.ring import Ring, RingSum
-    from cohortium.roles.sessions import PrivacyPlan, RoundPlan, SitePrivatizer
+    from cohortium.roles.sessions import PrivacyPlan, RoundPlan
     from cohortium.roles.values import ExampleIndices, PlanState
 
 
@@ -33,6 +36,11 @@ class WrappedPlan:
 
     plan: PrivacyPlan
     wrap: Callable[[SitePrivatizer], SitePrivatizer]
+
+    @property
+    def wrapped_part(self) -> PrivacyPlan:
+        """The plan inside, which an error names."""
+        return self.plan
 
     @property
     def guarantee(self) -> Guarantee | None:
@@ -60,7 +68,7 @@ class WrappedPlan:
 
     def at_round(self, round: int, state: PlanState) -> RoundPlan:  # noqa: A002
         """Return the round of the plan inside, wrapped."""
-        return WrappedRound(self.plan.at_round(round, state), self.wrap)
+        return WrappedRound(planned_round(self.plan, round, state), self.wrap)
 
 
 @frozen
@@ -76,6 +84,11 @@ class WrappedRound:
     wrap: Callable[[SitePrivatizer], SitePrivatizer]
 
     @property
+    def wrapped_part(self) -> RoundPlan:
+        """The plan inside, which an error names."""
+        return self.plan
+
+    @property
     def mechanism(self) -> Mechanism | None:
         """Mechanism of the plan inside."""
         return self.plan.mechanism
@@ -84,7 +97,9 @@ class WrappedRound:
         self, secret: Randomness, patients: ExampleIndices | None = None
     ) -> SitePrivatizer:
         """Return the privatizer of the plan inside, wrapped."""
-        return self.wrap(self.plan.for_site(secret, patients))
+        privatizer = self.plan.for_site(secret, patients)
+        require_protocol(self.plan, "for_site", privatizer, SitePrivatizer)
+        return self.wrap(privatizer)
 
     def decode(self, total: RingSum) -> Tensor:
         """Decode `total` with the plan inside."""

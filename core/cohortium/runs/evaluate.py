@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from cohortium.study.measurement import EvaluationPlan
     from cohortium.study.study import Study
 
-ANOTHER = "name another folder with --out for a second evaluation, which costs again"
+ANOTHER = "`cohortium evaluate` with --out makes a second evaluation, which costs again"
 
 
 def prepare_evaluation(

@@ -11,8 +11,10 @@ import numpy as np
 from attrs import field, frozen
 
 from cohortium import parameters
+from cohortium.catalog.part_results import load_splits, raise_as_sentence, require_result
 from cohortium.crypto.randomness import Seeds
 from cohortium.crypto.signing import KeyDirectory, SigningKey
+from cohortium.data.examples import Examples
 from cohortium.data.overlap import overlap
 from cohortium.errors import StudyError
 from cohortium.learning.kept_features import FeatureFolder
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from cohortium.crypto.randomness import Randomness
-    from cohortium.data.examples import DataSpec, Examples
+    from cohortium.data.examples import DataSpec
     from cohortium.data.splits import Splits
     from cohortium.learning.preprocessing import Features
     from cohortium.ledger.ledger import Ledger
@@ -191,13 +193,24 @@ def prepare(
         federation: The study.
         loaded: Its data, if they are loaded already.
         may_lack_classes: Whether the data are those of one site, which may lack classes.
+
+    Raises:
+        CohortiumError: The study cannot be run in its present form, or a foreign plugin has failed.
     """
+    try:
+        return _prepare(federation, loaded, may_lack_classes=may_lack_classes)
+    except Exception as error:
+        raise_as_sentence(error)
+        raise
+
+
+def _prepare(federation: Study, loaded: Splits | None, *, may_lack_classes: bool) -> PreparedStudy:
     # The study alone decides this, so a refusal needs neither torch nor the data.
     federation.aggregator.confidentiality(to_federation_spec(federation, examples=federation.sites))
     if federation.data is not None:
         return _prepare_deployment(federation, loaded)
     assert federation.dataset is not None
-    splits = federation.dataset.load() if loaded is None else loaded
+    splits = load_splits(federation.dataset) if loaded is None else loaded
     if not may_lack_classes:
         splits.require_learnable()
     spec = splits.spec
@@ -304,7 +317,7 @@ def _prepare_deployment(federation: Study, loaded: Splits | None) -> PreparedStu
     assert spec is not None
     public = loaded
     if public is None and federation.dataset is not None:
-        public = federation.dataset.load()
+        public = load_splits(federation.dataset)
     if public is not None and not spec.describes(public.spec):
         raise StudyError(
             f"the public images of [dataset] are {_described(public.spec)}; [data] declares "
@@ -362,7 +375,15 @@ def _partition(federation: Study, splits: Splits, seeds: Seeds) -> tuple[Example
     # A partitioner sees one number for each example, whatever the task's labels are.
     strata = splits.task.strata(splits.train.labels)
     examples, whole = _partition_units(attrs.evolve(splits.train, labels=strata))
-    partition = tuple(federation.partitioner.partition(examples, federation.sites, rng))
+    parts: Any = federation.partitioner.partition(_read_only(examples), federation.sites, rng)
+    require_result(
+        federation.partitioner,
+        "partition",
+        parts,
+        isinstance(parts, (list, tuple)) and all(np.ndim(part) == 1 for part in parts),
+        "a list with one array of positions for each site",
+    )
+    partition = tuple(parts)
     if len(partition) != federation.sites:
         raise StudyError(
             f"the partitioner made {len(partition)} parts for {federation.sites} sites."
@@ -378,6 +399,18 @@ def _partition(federation: Study, splits: Splits, seeds: Seeds) -> tuple[Example
     if len(np.unique(dealt)) != len(dealt):
         raise StudyError("the partitioner gave one example to two sites.")
     return tuple(whole(indices) for indices in partition)
+
+
+def _read_only(examples: Examples) -> Examples:
+    """Return the same examples in arrays that a partitioner cannot change."""
+    arrays = {
+        each.name: value.view()
+        for each in attrs.fields(Examples)
+        if isinstance(value := getattr(examples, each.name), np.ndarray)
+    }
+    for array in arrays.values():
+        array.flags.writeable = False
+    return attrs.evolve(examples, **arrays)
 
 
 def _partition_units(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from cohortium.catalog import construction
-from cohortium.errors import PluginError, RequestError
+from cohortium.errors import CohortiumError, PluginError, RequestError
 from cohortium.study import toml
 from cohortium.testing import (
     aggregators,
@@ -27,7 +27,7 @@ from cohortium.testing import (
     values,
 )
 from cohortium.testing.contract import Check, ConformanceError
-from cohortium.third_party import call_guarded
+from cohortium.third_party import call_guarded, plugin_location
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -102,9 +102,22 @@ def run_checks(role: Role, instance: object) -> Iterator[CheckResult]:
         except PluginError as error:
             # A plugin's fault is a finding, for any exception that it raised.
             is_finding = isinstance(error.__cause__, ConformanceError)
-            failure = str(error.__cause__) if is_finding else f"it raised {error}"
+            failure = (
+                str(error.__cause__)
+                if is_finding
+                else f"it raised {error}{_place(error, instance)}"
+            )
             verdict = CheckResult(name, _promise_of(check), failure=failure)
         yield verdict
+
+
+def _place(error: PluginError, instance: object) -> str:
+    """Return the line of the part's own package that raised the error, or ""."""
+    package = str(type(instance).__module__).partition(".")[0]
+    cause = error.__cause__
+    if cause is None or isinstance(cause, CohortiumError):
+        return ""
+    return plugin_location(cause, [package])
 
 
 def select(catalog: Catalog, name: str) -> list[CatalogEntry]:

@@ -246,7 +246,12 @@ def check_personal(trainer: Trainer) -> None:
     trained = train(
         trainer, ProbePrivatizer(poisson_batches(declared_workload(trainer)), fill=None), net=net
     )
+    before = parameters.flatten(net)
     own: nn.Module = trainer.personalize(net, trained.state)
+    ensure(
+        before.equal(parameters.flatten(net)),
+        "personalize changed the global network, which other sites use; change a copy of it.",
+    )
     ensure(
         isinstance(own, nn.Module),
         f"personal gave a {type(own).__name__}; return a network, by default the one it was given.",

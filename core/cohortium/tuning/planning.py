@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from cohortium.catalog.part_results import load_splits
 from cohortium.crypto.randomness import Seeds
 from cohortium.errors import StudyError
 from cohortium.learning.evaluation import torch_threads
@@ -44,7 +45,7 @@ def plan_tuning(federation: Federation, tuning: Tuning) -> TuningPlan:
     require_tunable(federation, tuning)
     number = tuning.random_number
     assert federation.dataset is not None, "a simulation has data"
-    splits = federation.dataset.load()
+    splits = load_splits(federation.dataset)
     scored_on = _scored_on(tuning, splits)
     drawn, counted = _draw(federation, tuning, number)
     with torch_threads(federation.threads):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from attrs import field, frozen
 
 from cohortium import reporting
+from cohortium.catalog.part_results import load_splits
 from cohortium.errors import (
     AttemptsSpentError,
     CohortiumError,
@@ -98,7 +99,7 @@ def tune(
         )
     require_tunable(federation, tuning)
     assert federation.dataset is not None, "a simulation has data"
-    splits = federation.dataset.load()
+    splits = load_splits(federation.dataset)
     plan = record.read_plan(folder)
     if plan is None:
         plan = plan_tuning(federation, tuning)
@@ -143,7 +144,7 @@ def _difference(federation: Federation, tuning: Tuning, folder: Path) -> str:
     try:
         require_tunable(federation, tuning)
         assert federation.dataset is not None, "a simulation has data"
-        plan, splits = record.read_plan(folder), federation.dataset.load()
+        plan, splits = record.read_plan(folder), load_splits(federation.dataset)
     except CohortiumError:
         # The search is finished in any case, and its data may be gone.
         return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import json
 import sys
@@ -27,7 +28,7 @@ from cohortium.inference.classifier import Classifier
 from cohortium.inference.export.program import as_torch, trace
 from cohortium.parameters import trainable
 from cohortium.plugin import DataSpec, Multiclass, NetworkError, StudyError
-from cohortium_backbone import Backbone, cohortium_models
+from cohortium_backbone import Backbone, _files, cohortium_models
 from cohortium_backbone._program import read_program
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
@@ -539,3 +540,21 @@ def test_features_are_per_image_in_any_parts(
     monkeypatch.setattr("cohortium_backbone._network.NUMBERS_AT_ONCE", 1)
     single = Backbone(**given_files).preprocess(IMAGES)
     assert np.allclose(whole, single, atol=1e-4)
+
+
+def test_pinned_file_is_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    class Counting(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            sizes.append(-1 if size is None else size)
+            return super().read(size)
+
+    content = b"weights" * 9
+    monkeypatch.setattr(Path, "open", lambda _path, _mode: Counting(content))
+    digest = hashlib.sha256(content).hexdigest()
+    assert _files.read_pinned(str(tmp_path / "net"), digest, key="weights") == content
+    assert {*sizes} == {_files.BLOCK_BYTES}
+    monkeypatch.setattr(_files, "MAX_FILE_BYTES", 9)
+    with pytest.raises(StudyError, match="has more than 9 bytes"):
+        _files.read_pinned(str(tmp_path / "net"), digest, key="weights")

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cohortium.data.table import Table
 from cohortium.data.table_files import listed_files
+from cohortium.data.table_groups import read_group
 from cohortium.data.table_labels import class_labels, finding_labels
 from cohortium.errors import DataError
 
@@ -170,3 +171,14 @@ def test_categories_are_sorted_as_numbers_or_texts(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 3: c is empty; fill it in"):
         made(tmp_path, c=["x", ""]).categories("c", "fill it in")
     assert "'9'" not in repr(table)
+
+
+# --- Groups ---------------------------------------------------------------------------------------
+
+
+def test_missing_group_is_not_stated(tmp_path: Path) -> None:
+    missing = ("", "NaN", "nan", "NaT", "<NA>", "#N/A", "NA", "n/a", "None", "NULL")
+    table = made(tmp_path, sex=("f", *missing, "m"))
+    column, codes = read_group(table, "sex")
+    assert column.values == ("f", "m")
+    assert codes.tolist() == [0, *[-1] * len(missing), 1]

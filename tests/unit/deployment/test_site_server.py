@@ -36,8 +36,10 @@ from cohortium.roles.protocols import Dataset
 from cohortium.rounds.coordinator import Coordinator
 from cohortium.runs.invite import build_invitation, collect_versions, invite_sites, invite_to_all
 from cohortium.study import study_file, toml
+from cohortium_descriptor import Descriptor
 from cohortium_fedsgd import FedSGD
 from cohortium_gaussian import Gaussian
+from cohortium_medmnist import MedMNIST
 from cohortium_npz import Npz
 from tests.support.federations import QuadrantImages, tiny_federation
 from tests.support.rehearsed_site import RehearsedSite, changed, copy_site, edit
@@ -236,6 +238,16 @@ def sentence(site: RehearsedSite, message: Message) -> tuple[str, str]:
             },
             "policy.allowed_local_values",
             "the model 'pretrained' weights = '../keys'",
+        ),
+        (
+            {"model": {"name": "descriptor", "center_on": {"name": "medmnist"}}},
+            "policy.allowed_downloads",
+            "write download = false in the study",
+        ),
+        (
+            {"model": {"name": "descriptor", "center_on": {"name": "medmnist", "download": True}}},
+            "policy.allowed_downloads",
+            "the dataset 'medmnist' of the study may fetch its files",
         ),
         ({"model": {"name": "no-such"}}, "plugins", "the model 'no-such'"),
         ({"model": {"name": ["cnn"]}}, "plugins", "the model"),
@@ -884,3 +896,17 @@ def test_deployment_and_simulation_settings_are_exclusive() -> None:
         _ = ready.splits
     with pytest.raises(StudyError, match="no hospitals to ask"):
         tiny_federation().check_sites()
+
+
+def test_allowed_download_is_admitted(invitation: Invitation, place: Path) -> None:
+    model: dict[str, Any] = {"name": "descriptor", "center_on": {"name": "medmnist"}}
+    shared = toml.loads(changed(invitation, model=None).study, where="test")
+    message = evolved(invitation, tomli_w.dumps({**shared, "model": model}))
+    floors = SiteConfig.read(place / "site.toml").policy
+    with pytest.raises(RefusalError, match="may fetch its files from the network"):
+        invited_study(message, floors)
+    allowing = evolve(floors, allowed_downloads=("medmnist",))
+    assert invited_study(message, allowing).model == Descriptor(center_on=MedMNIST())
+    model["center_on"] = {"name": "medmnist", "download": False}
+    silent = evolved(invitation, tomli_w.dumps({**shared, "model": model}))
+    assert invited_study(silent, floors).model == Descriptor(center_on=MedMNIST(download=False))
