@@ -7,7 +7,6 @@ kind of the result at once.
 
 from __future__ import annotations
 
-import inspect
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,11 +68,11 @@ def require_protocol(part: object, method: str, value: object, protocol: type) -
     Raises:
         PluginError: The result lacks one.
     """
-    absent = object()
+    own = getattr(value, "__dict__", {})
     lacking = [
         name
         for name in vars(protocol)
-        if not name.startswith("_") and inspect.getattr_static(value, name, absent) is absent
+        if not name.startswith("_") and name not in own and not hasattr(type(value), name)
     ]
     named = f"a {protocol.__name__}"
     require_result(
