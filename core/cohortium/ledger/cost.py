@@ -12,7 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 import msgspec
-from attrs import field, frozen
+from attrs import define, field, frozen
 from attrs.validators import ge, gt, in_, lt
 
 from cohortium.errors import PrivacyError
@@ -123,14 +123,9 @@ class PlannedAttempts:
         """Return the attempts that the guarantee of `plan` covers."""
         return cls(tuple(_costs_by_round(plan, rounds)), retries)
 
-    def covers(self, made: Counter[AttemptCost]) -> bool:
-        """Return whether attempts at the costs `made` are among the planned ones.
-
-        An attempt takes the place of a round with its cost, or else of a retry, which is planned
-        at the costliest round. So covered attempts cost no more than the planned ones. Their number
-        alone shows that only where all rounds cost the same.
-        """
-        return (made - self._by_cost).total() <= self.retries
+    def planned_at(self, cost: AttemptCost) -> int:
+        """Return the number of rounds with that cost."""
+        return self._by_cost[cost]
 
     def reachable_rounds(self, made: Sequence[int], completed: int) -> int:
         """Return the number of rounds that a run can complete with the attempts that are left.
@@ -149,6 +144,55 @@ class PlannedAttempts:
             else:
                 return max(number, completed)
         return len(self.rounds)
+
+
+@define
+class MadeAttempts:
+    """The attempts that a site has made, among the planned ones.
+
+    An attempt takes the place of a round with its cost, or else of a retry, which is planned at the
+    costliest round. So attempts that are allowed cost no more than the planned ones. Their number
+    alone shows that only where all rounds cost the same.
+
+    Attributes:
+        planned: The planned attempts.
+    """
+
+    planned: PlannedAttempts
+    # By number, because a simulation with a public seed repeats an interrupted attempt.
+    _costs: dict[int, AttemptCost] = field(factory=dict, init=False)
+    _counts: Counter[AttemptCost] = field(factory=Counter, init=False)
+    _retries: int = field(default=0, init=False)
+
+    @classmethod
+    def of(cls, planned: PlannedAttempts, costs: Mapping[int, AttemptCost]) -> MadeAttempts:
+        """Return the attempts with these costs, by number."""
+        made = cls(planned)
+        for number, cost in costs.items():
+            made.add(number, cost)
+        return made
+
+    def allows(self, number: int, cost: AttemptCost) -> bool:
+        """Return whether an attempt at `cost` is among the planned ones, after those before it."""
+        return self._retries + self._further_retries(number, cost) <= self.planned.retries
+
+    def add(self, number: int, cost: AttemptCost) -> None:
+        """Count an attempt."""
+        self._retries += self._further_retries(number, cost)
+        before = self._costs.get(number)
+        if before is not None:
+            self._counts[before] -= 1
+        self._costs[number] = cost
+        self._counts[cost] += 1
+
+    def _further_retries(self, number: int, cost: AttemptCost) -> int:
+        before = self._costs.get(number)
+        if before == cost:
+            return 0
+        further = int(self._counts[cost] >= self.planned.planned_at(cost))
+        if before is not None and self._counts[before] > self.planned.planned_at(before):
+            further -= 1
+        return further
 
 
 def costliest_round(plan: PrivacyPlan, rounds: int) -> int:

@@ -5,7 +5,6 @@ It uses no socket, thread or clock.
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +21,7 @@ from cohortium.errors import (
 )
 from cohortium.learning.evaluation import predict
 from cohortium.learning.preprocessing import preprocess
-from cohortium.ledger.cost import AttemptCost
+from cohortium.ledger.cost import AttemptCost, MadeAttempts
 from cohortium.messages import codec
 from cohortium.messages.run import Refusal, Reply
 from cohortium.ring.ring import RingVector
@@ -129,14 +128,13 @@ class Site:
         self.warnings: tuple[str, ...] = ()
         if policy is not None:
             policy.admit(run_config)
-        self._planned = run_config.planned_attempts()
-        # By number, because a simulation with a public seed repeats an interrupted attempt.
-        self._made: dict[int, AttemptCost] = {}
+        charged: dict[int, AttemptCost] = {}
         if account is not None:
-            self._made = account.check_run(run_config.session, run_config.costs())
+            charged = account.check_run(run_config.session, run_config.costs())
             if account.budget is not None:
                 known = examples.fingerprint if fingerprint is None else fingerprint
                 self.warnings = tuple(filter(None, [account.data_changed(known)]))
+        self._made = MadeAttempts.of(run_config.planned_attempts(), charged)
         self.warnings += _require_declared(examples, run_config, declared)
         self._run_config = run_config
         self._site = site
@@ -237,8 +235,7 @@ class Site:
         self.shared_model.load_global_weights()
         before = self._trainer_state.state_for(request.round)
         cost = AttemptCost.of(round_plan.mechanism, run_config.plan.guarantee)
-        made = {**self._made, request.attempt: cost}
-        if not self._planned.covers(Counter(made.values())):
+        if not self._made.allows(request.attempt, cost):
             raise RefusalError(
                 RefusalCode.BUDGET,
                 "the study plans for no further attempt with as little noise as in this round.",
@@ -247,7 +244,7 @@ class Site:
             # Before training: a refusal after it reveals something about the data, so it must be
             # paid for.
             self._account.charge(run_config.session, request.round, request.attempt, cost)
-        self._made = made
+        self._made.add(request.attempt, cost)
         attempt = LocalRound(
             run_config=run_config,
             data=self._data,

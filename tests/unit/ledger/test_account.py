@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cohortium.data.examples import Examples
 from cohortium.errors import LedgerError, RefusalError
 from cohortium.ledger.account import Account
-from cohortium.ledger.cost import AttemptCost, Budget, PlannedAttempts, PrivacyScope
+from cohortium.ledger.cost import AttemptCost, Budget, MadeAttempts, PlannedAttempts, PrivacyScope
 from cohortium.ledger.ledger import Ledger
 from cohortium.ledger.report import build_reports
 from cohortium.privacy import accounting
@@ -480,11 +480,39 @@ def test_covered_attempts_cost_no_more_than_the_planned_ones(
     made = sorted(data.draw(st.lists(st.integers(0, len(rounds) - 1), max_size=8)))
     costs = Counter(rounds[number] for number in made)
     most = Counter(rounds) + Counter({cost(min(noises)): retries})
-    if planned.covers(costs):
+    if covers(planned, costs):
         assert EVERYONE.epsilon(costs, 1e-5) <= EVERYONE.epsilon(most, 1e-5) * (1 + 1e-9)
     completed = max(made, default=0)
     reached = planned.reachable_rounds(made, completed)
     assert completed <= reached <= len(rounds)
     for end in range(completed + 1, len(rounds) + 1):
         more = costs + Counter(rounds[completed:end])
-        assert planned.covers(more) == (end <= reached)
+        assert covers(planned, more) == (end <= reached)
+
+
+def covers(planned: PlannedAttempts, costs: Counter[AttemptCost]) -> bool:
+    """Return whether a site may make attempts with these costs, in any order."""
+    made = MadeAttempts(planned)
+    allowed = []
+    for number, each in enumerate(costs.elements()):
+        allowed.append(made.allows(number, each))
+        made.add(number, each)
+    return all(allowed)
+
+
+@given(
+    rounds=st.lists(st.integers(0, 2), min_size=1, max_size=5),
+    retries=st.integers(0, 2),
+    made=st.lists(st.tuples(st.integers(0, 5), st.integers(0, 2)), max_size=12),
+)
+def test_repeated_attempt_counts_once_at_its_last_cost(
+    rounds: list[int], retries: int, made: list[tuple[int, int]]
+) -> None:
+    prices = [cost(noise) for noise in (1.0, 2.0, 5.0)]
+    planned = PlannedAttempts(tuple(prices[each] for each in rounds), retries)
+    counted, last = MadeAttempts(planned), dict[int, AttemptCost]()
+    for number, each in made:
+        last[number] = prices[each]
+        beyond = (Counter(last.values()) - Counter(planned.rounds)).total()
+        assert counted.allows(number, prices[each]) == (beyond <= retries)
+        counted.add(number, prices[each])
