@@ -161,8 +161,8 @@ def adaptive_epsilon(
     """Return a bound on ε at `delta` that also holds for mechanisms chosen one after another.
 
     `compose` is for a list of mechanisms that was fixed before the first release. Somebody who
-    chooses a mechanism after seeing the releases before it may reach a δ twice as large as that of
-    any single list. So a limit on all that is ever released needs a *privacy filter* (Rogers, Roth,
+    chooses a mechanism after seeing the releases before it may reach nearly twice the δ of any
+    single list, by one choice of two. So a limit on all that is ever released needs a *privacy filter* (Rogers, Roth,
     Ullman, Vadhan 2016). It stops before this function's result exceeds `epsilon`. Each of two
     filters has half of δ:
 
