@@ -160,11 +160,11 @@ def adaptive_epsilon(
 ) -> float:
     """Return a bound on ε at `delta` that also holds for mechanisms chosen one after another.
 
-    `compose` is for a list of mechanisms that was fixed before the first release. Somebody who
-    chooses a mechanism after seeing the releases before it may reach a δ twice as large as that of
-    any single list. So a limit on all that is ever released needs a *privacy filter* (Rogers, Roth,
-    Ullman, Vadhan 2016). It stops before this function's result exceeds `epsilon`. Each of two
-    filters has half of δ:
+    `compose` is for a list of mechanisms that was fixed before the first release. Somebody may
+    choose a mechanism after seeing the releases before it. One choice of two can reach nearly twice
+    the δ of either list. So a limit on all that is ever released needs a *privacy filter* (Rogers,
+    Roth, Ullman, Vadhan 2016). It stops before this function's result exceeds `epsilon`. Each of
+    two filters has half of δ:
 
     - Releases without sampling stay within a sum of 1/σ² (Smith and Thakurta 2022).
     - All releases stay within a sum of Rényi divergences at one order (Feldman and Zrnic 2021). The

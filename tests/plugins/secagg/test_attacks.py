@@ -62,6 +62,53 @@ def test_second_unmasking_is_refused(attackers: Attackers, monkeypatch: Patch) -
     assert open_twice(attacker) == attacker.true_sum(0)
 
 
+def test_two_cohorts_of_one_attempt_open_sums_without_a_common_site() -> None:
+    """A coordinator that lies may ask a cohort more, and has no site in two sums."""
+    attacker = MaliciousCoordinator(20, cohort_size=10)
+    first, second = range(10), range(10, 20)
+    for cohort in (first, second):
+        keys = attacker.advertise(cohort)
+        attacker.share({site: keys[site] for site in cohort}, cohort)
+        for site in cohort:
+            shared = {peer: attacker.sealed[peer][site] for peer in cohort if peer != site}
+            attacker.collect_one(site, shared)
+        attacker.agree_and_open(cohort)
+        assert attacker.recovered_sum(*cohort) == attacker.true_sum(*cohort)
+    is_refused("out-of-order", lambda each: each.advertise([0]), attacker)
+    is_refused("out-of-order", lambda each: each.advertise([19]), attacker)
+    # With more sites than a cohort has, a roster is refused.
+    attacker.begin(1)
+    keys = attacker.advertise(range(11))
+    is_refused("neighbourhood", lambda each: each.share(keys, [0]), attacker)
+
+
+def test_restarted_site_is_in_one_sum_of_two_cohorts() -> None:
+    """It restarts between its shares and its vector, and the coordinator asks it in another."""
+    attacker = MaliciousCoordinator(20, cohort_size=10)
+    first, second = range(10), range(9, 19)
+    keys = dict(attacker.advertise(first))
+    attacker.share({site: keys[site] for site in first}, first)
+    kept, old = dict(attacker.sites), dict(attacker.sealed)
+    attacker.restart()
+    attacker.sites |= {site: kept[site] for site in range(9)}
+    others = range(9)
+    for site in others:
+        shared = {peer: old[peer][site] for peer in first if peer != site}
+        attacker.collect_one(site, shared)
+    attacker.agree_and_open(others)
+    assert 9 in attacker.private, "its masking key is known there, as a dropout's"
+    again = attacker.advertise(second)
+    attacker.share({site: again[site] for site in second}, second)
+    for site in second:
+        shared = {peer: attacker.sealed[peer][site] for peer in second if peer != site}
+        attacker.collect_one(site, shared)
+    attacker.agree_and_open(second)
+    assert attacker.recovered_sum(*second) == attacker.true_sum(*second)
+    # All shares of it are there. But its vector has masks under keys that it drew anew.
+    assert len(attacker.private[9]) >= attacker.protocol.threshold <= len(attacker.seeds[9])
+    assert attacker.recovered_sum(9) != attacker.true_sum(9)
+
+
 def mask_twice(attacker: MaliciousCoordinator) -> list[int]:
     """Have the victim mask two vectors with what it has prepared."""
     attacker.up_to_vectors()

@@ -514,6 +514,27 @@ def test_run_on_site_files_is_fully_charged(tmp_path: Path, images: Path, aggreg
     assert spent(paths[4]) == 2
 
 
+def test_run_alone_has_the_whole_budget_reserved(tmp_path: Path, images: Path) -> None:
+    guarantee = run_config(rounds=2).plan.guarantee
+    assert guarantee is not None
+    path = site_file(tmp_path, images)
+    limit = f"epsilon = {guarantee.epsilon * 1.0001}"
+    path.write_text(path.read_text().replace("epsilon = 10.0", limit))
+    account = SiteConfig.read(path).account
+    account.ledger.create()
+    assert account.budget is not None
+    assert not account.budget.holds_adaptively(run_config(rounds=2).costs())
+    result = study(engine=Hospitals({2: path}), rounds=2).run()
+    assert [event.dropped for event in result.history] == [(), ()]
+    with account.ledger.read_transaction() as book:
+        reserved = book.reservation("squares of 2024")
+    assert reserved is not None
+    assert reserved.plan == run_config(rounds=2).costs()
+    with pytest.raises(RunError, match="it is reserved for the plan of a run before"):
+        study(engine=Hospitals({2: path}), rounds=1, min_contributors=6).run()
+    assert spent(path) == 2
+
+
 def test_overspending_run_stops_before_that_round(tmp_path: Path, images: Path) -> None:
     path = site_file(tmp_path, images)
     path.write_text(path.read_text().replace("epsilon = 10.0", "epsilon = 7.0"))
