@@ -32,6 +32,8 @@ LABEL = len("privacy")
 """Columns of the longest label."""
 
 BARS = "▁▂▃▄▅▆▇█"
+SPARKS = 16
+"""Most values of a sparkline."""
 
 
 @define
@@ -127,12 +129,12 @@ def _privacy(progress: RunProgress) -> tuple[str, float | None, str]:
     return "privacy", min(1.0, progress.spent / whole) if whole else None, text + label
 
 
-def sparkline(values: list[float], width: int = 16) -> str:
-    """Return the last values as bars, scaled to their range.
+def sparkline(values: list[float]) -> str:
+    """Return the last `SPARKS` values as bars, scaled to their range.
 
     >>> sparkline([0.0, 0.5, 1.0])
     '▁▄█'
     """
-    shown = values[-width:]
+    shown = values[-SPARKS:]
     low, span = min(shown), (max(shown) - min(shown)) or 1.0
     return "".join(BARS[int((value - low) / span * (len(BARS) - 1))] for value in shown)

@@ -20,19 +20,16 @@ if TYPE_CHECKING:
     from cohortium.deployment.study_record import StudyRecord
 
 MOST_RUNS = 3
-"""Most runs of which the page shows the cost."""
+"""Most runs of which the page shows the cost. It ends with the first beyond the budget."""
 
 
-def study_outlook(
-    record: StudyRecord, site_config: SiteConfig, path: Path, *, runs: int = MOST_RUNS
-) -> StudyOutlook:
+def study_outlook(record: StudyRecord, site_config: SiteConfig, path: Path) -> StudyOutlook:
     """Return the releases of a study, and their cost to a site.
 
     Args:
         record: The study.
         site_config: The site.
         path: The site file.
-        runs: Most runs of which the cost is computed. It ends with the first beyond the budget.
 
     Raises:
         LedgerError: The ledger cannot be used.
@@ -65,7 +62,7 @@ def study_outlook(
             is_measurement=facts.is_measurement,
         ),
         membership=facts.membership,
-        charge=_charge(record, site_config, runs),
+        charge=_charge(record, site_config),
         study=toml.loads(record.study, where="the study"),
         versions=record.versions,
         commands=(
@@ -75,7 +72,7 @@ def study_outlook(
     )
 
 
-def _charge(record: StudyRecord, site_config: SiteConfig, runs: int) -> Charge:
+def _charge(record: StudyRecord, site_config: SiteConfig) -> Charge:
     facts, accounts = record.facts, site_config.accounts
     if facts.data not in accounts:
         raise RunError(
@@ -84,7 +81,7 @@ def _charge(record: StudyRecord, site_config: SiteConfig, runs: int) -> Charge:
         )
     account = accounts[facts.data]
     found = [Spending.of(facts, account)]
-    while len(found) < runs and found[-1].is_within and facts.costs:
+    while len(found) < MOST_RUNS and found[-1].is_within and facts.costs:
         found.append(Spending.of(facts, account, len(found) + 1))
     first = found[0]
     return Charge(

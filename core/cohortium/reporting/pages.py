@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
     from cohortium.data.scores import ClassScores
+    from cohortium.privacy.guarantee import Guarantee
+    from cohortium.privacy.membership import MembershipBound
     from cohortium.reporting.parties import PartyView
     from cohortium.reporting.reading import Record
 
@@ -100,7 +102,7 @@ def _is_control(letter: str) -> bool:
 
 def _run(record: Record, name: str) -> dict[str, Any]:
     """Return the values of a run that the templates show."""
-    scores, guarantee, facts = record.scores, record.guarantee, PartyInputs.of(record)
+    scores, facts = record.scores, PartyInputs.of(record)
     started = record.started
     sites = (
         ()
@@ -138,12 +140,7 @@ def _run(record: Record, name: str) -> dict[str, Any]:
         "roc": None if scores is None else plots.roc(scores),
         "groups": () if scores is None else scores.groups,
         "bins": () if scores is None else content.bin_rows(scores),
-        "guarantee": guarantee,
-        "unit": None if guarantee is None else wording.UNITS[guarantee.unit],
-        "factor": None if guarantee is None else wording.max_likelihood_ratio(guarantee),
-        "detection": ()
-        if guarantee is None
-        else wording.detection_rates(guarantee, record.membership),
+        **guarantee_values(record.guarantee, record.membership),
         "views": party_views(facts),
         "conditions": conditions(facts),
         "learning": plots.learning(record),
@@ -162,6 +159,25 @@ def _run(record: Record, name: str) -> dict[str, Any]:
         "evaluation": site_evaluation(record),
         "parts": _parts(record),
         "codes": _codes(record),
+    }
+
+
+def guarantee_values(
+    guarantee: Guarantee | None, bounds: Sequence[MembershipBound]
+) -> dict[str, Any]:
+    """Return the values of a guarantee that the templates show.
+
+    Args:
+        guarantee: The guarantee, or None without privacy.
+        bounds: Bounds on membership attacks, or none.
+    """
+    if guarantee is None:
+        return {"guarantee": None, "unit": None, "factor": None, "detection": ()}
+    return {
+        "guarantee": guarantee,
+        "unit": wording.UNITS[guarantee.unit],
+        "factor": wording.max_likelihood_ratio(guarantee),
+        "detection": wording.detection_rates(guarantee, bounds),
     }
 
 

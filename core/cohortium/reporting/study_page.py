@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import frozen
 
 from cohortium.reporting.local_page import LocalPage
-from cohortium.reporting.pages import template_environment
+from cohortium.reporting.pages import guarantee_values, template_environment
 from cohortium.reporting.parties import PartyInputs, conditions, party_views
 from cohortium.reporting.wording import (
     UNITS,
     count,
-    detection_rates,
-    max_likelihood_ratio,
     plural,
     size,
 )
@@ -175,14 +173,7 @@ def render_study_page(outlook: StudyOutlook) -> str:
         .render(
             outlook=outlook,
             leaves=outlook.release.sentences(guarantee, outlook.inputs.aggregation),
-            run={
-                "guarantee": guarantee,
-                "unit": None if guarantee is None else UNITS[guarantee.unit],
-                "factor": None if guarantee is None else max_likelihood_ratio(guarantee),
-                "detection": ()
-                if guarantee is None
-                else detection_rates(guarantee, outlook.membership),
-            },
+            run=guarantee_values(guarantee, outlook.membership),
             views=party_views(outlook.inputs),
             conditions=conditions(outlook.inputs),
         )

@@ -13,6 +13,7 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
+from cohortium.data import npz_archive
 from cohortium.data.examples import DataSpec, Examples
 from cohortium.data.npz import read_npz_splits
 from cohortium.data.scratch import MAX_MEMORY_BYTES, new_array
@@ -70,8 +71,11 @@ def test_a_full_disk_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         preprocess(Shifted(), images, spec)
 
 
-def test_large_stored_array_is_mapped_and_read_only(tmp_path: Path) -> None:
-    count = MAX_MEMORY_BYTES // (SIDE * SIDE) + 2
+def test_large_stored_array_is_mapped_and_read_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(npz_archive, "MAX_MEMORY_BYTES", 1 << 22)
+    count = (1 << 22) // (SIDE * SIDE) + 2
     images = noise(2).repeat(count // 2, axis=0)
     labels = np.arange(len(images)) % 2
     path = tmp_path / "large.npz"
