@@ -22,7 +22,7 @@ CONTRACTS: dict[Role, tuple[str, ...]] = {
     "trainer": ("Trainer", "ServerStateTrainer", "OwnModelTrainer"),
     "privatizer": ("Privatizer", "PrivacyPlan", "RoundPlan", "SitePrivatizer"),
     "aggregator": ("Aggregator", "CoordinatorSession", "SiteSession"),
-    "engine": ("Engine", "SiteFactory", "SiteHandle", "EngineSession"),
+    "engine": ("Engine", "DeploymentEngine", "SiteFactory", "SiteHandle", "EngineSession"),
     "observer": ("Observer",),
 }
 

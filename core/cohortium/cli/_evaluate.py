@@ -64,7 +64,7 @@ def evaluate(
     refuse_personal(folder, purpose="evaluated at other sites")
     is_quiet = quiet or as_json
     key = read_key(sign_with)
-    engine = None if study else deployment_engine(folder)
+    engine = None if study else deployment_engine(study_path(folder).parent)
     if engine is not None:
         command = engine.coordinator_command(evaluate=str(folder.absolute()))
         raise RequestError(

@@ -27,7 +27,7 @@ OLDER_COPY = (
     "its trail and its other files contradict each other, as the lines above say; stop the site, "
     "and put the newest files back, or follow docs/incidents.md."
 )
-"""What a site's staff does about files of which some are older copies."""
+"""Advice to a site's staff if some of its files are older copies."""
 
 
 def site(

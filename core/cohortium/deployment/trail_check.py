@@ -286,12 +286,16 @@ def _sentence(entry: AnyEntry) -> str:
     """
     facts = msgspec.to_builtins(entry)
     del facts["at"], facts["event"]
-    told = ", ".join(f"{name} {_short(value)}" for name, value in facts.items() if value != "")
+    told = ", ".join(
+        f"{name.replace('_', ' ')} {_short(value)}" for name, value in facts.items() if value != ""
+    )
     kind = str(entry.__struct_config__.tag).replace("-", " ")
     return f"{entry.at:%Y-%m-%d %H:%M:%S}  {kind}" + (f": {told}" if told else "")
 
 
 def _short(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     text = escape_control_characters(str(value))
     is_hash = len(text) > SHORT and all(c in "0123456789abcdef" for c in text)
     return f"{text[:SHORT]}…" if is_hash else text

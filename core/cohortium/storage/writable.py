@@ -65,5 +65,12 @@ def check_file_writable(path: Path) -> None:
     try:
         check_path_writable(path)
     except OSError as error:
-        reason = "it is a folder; name a file in it" if path.is_dir() else error.strerror
-        raise RequestError(f"cannot write {path}: {reason}.") from error
+        raise RequestError(f"cannot write {path}: {_why_unwritable(path, error)}.") from error
+
+
+def _why_unwritable(path: Path, error: OSError) -> str:
+    if path.is_dir():
+        return "it is a folder; name a file in it"
+    if not path.parent.exists():
+        return f"there is no folder {path.parent}; make it first"
+    return str(error.strerror)

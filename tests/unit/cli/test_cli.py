@@ -224,7 +224,9 @@ def test_report_command_handles_one_or_several_runs(tmp_path: Path) -> None:
     assert "notes.html exists and is no report" in mine.stderr
     nowhere = cohortium("report", "one", "--out", "no/where.html", cwd=tmp_path)
     assert nowhere.returncode == 2
-    assert nowhere.stderr == "cohortium: cannot write no/where.html: No such file or directory.\n"
+    assert nowhere.stderr == (
+        "cohortium: cannot write no/where.html: there is no folder no; make it first.\n"
+    )
 
 
 def test_run_trains_on_user_npz_file(tmp_path: Path) -> None:

@@ -119,6 +119,8 @@ def test_folder_in_place_of_key_or_page_is_refused(here: Path) -> None:
     assert told == "cannot read the key empty: it is a folder; give a file."
     told = refusal(["attack", "study.toml", "--out", "{}"], "empty")
     assert told == "cannot write empty: it is a folder; name a file in it."
+    told = refusal(["attack", "study.toml", "--out", "{}"], "gone/page.html")
+    assert told == "cannot write gone/page.html: there is no folder gone; make it first."
 
 
 def test_file_that_is_no_trail_is_not_called_altered(here: Path) -> None:

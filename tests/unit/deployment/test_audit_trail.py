@@ -417,6 +417,16 @@ def test_name_in_another_trail_forges_no_line(tmp_path: Path) -> None:
     assert is_printable(sentence)
 
 
+def test_entry_is_shown_in_words(tmp_path: Path) -> None:
+    trail = AuditTrail(tmp_path / "audit.jsonl", 0, KEYS[0], now=lambda: NOON)
+    trail.answered(Request(bytes(16), 3, 4, 0, None, b""), b"?", has_release=True)
+    trail.close()
+    ((_, sentence),) = last_entries(tmp_path / "audit.jsonl", 1)
+    assert (
+        "answered: session 000000000000…, round 3, attempt 4, stage 0, has release yes" in sentence
+    )
+
+
 @pytest.mark.parametrize("field", ["key", "trail"])
 def test_digits_with_an_end_of_line_are_no_entry(field: str) -> None:
     known = {"event": "opened", "at": NOON, "format": 1, "trail": "ab", "site": 0, "key": "ab"}

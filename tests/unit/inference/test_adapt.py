@@ -479,7 +479,7 @@ def test_other_requests_are_refused_in_one_sentence(
         ((private_run, *own, "--margin", "-1"), "--margin"),
         ((private_run, *own, "--set", "model.name=cnn"), "only [dataset] names"),
         ((done, *own), "is adapted already"),
-        ((tmp_path, *own), "holds no run: there is no study.toml"),
+        ((tmp_path, *own), f"holds folders of runs; give one of them, such as {done}"),
         ((exported, *own), "is an exported model, for use without Cohortium"),
     ]
     for arguments, words in refused:
