@@ -186,8 +186,15 @@ class _DryRun:
                 f"the trainer {type(trainer).__qualname__} changes the global network in its "
                 "personalize; change a copy of it."
             )
-        if own is not self._net:
+        if own is self._net:
+            return
+        try:
             self._predictions(own)
+        except CohortiumError as error:
+            raise StudyError(
+                f"the personal network of the trainer {type(trainer).__qualname__} cannot be used: "
+                f"{error}"
+            ) from error
 
     @contextlib.contextmanager
     def _saying(self, where: str) -> Iterator[None]:

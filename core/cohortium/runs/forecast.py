@@ -9,6 +9,7 @@ from attrs import frozen
 
 from cohortium.errors import RequestError
 from cohortium.privacy.mechanisms import GaussianMechanism
+from cohortium.rounds.server_state import extra_length, initial_server_state
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from cohortium.roles.sessions import PrivacyPlan
     from cohortium.roles.values import AggregationGuarantee, FederationSpec, Workload
     from cohortium.runs.prepare import PreparedStudy
+
+BYTES_A_VALUE = 4
+"""Bytes of a weight in a request, a `float32`."""
 
 REPORTED_POINTS = 4
 """Number of times that ε is reported over a run."""
@@ -38,6 +42,8 @@ class Forecast:
         parameters: Number of the network's parameters, P.
         bits: Number of bits that a value takes in an upload.
         vector_bytes: Bytes of a site's vector in each round, without keys and shares.
+        weights_bytes: Bytes of the global weights that a site receives in each round, with the
+            trainer's server state.
         aggregation: Guarantee of the aggregator, or None.
         dropouts: Number of sites, in any selection, that may be missing in a round.
         warnings: Warnings for a careful reader.
@@ -52,6 +58,7 @@ class Forecast:
     parameters: int
     bits: int
     vector_bytes: int
+    weights_bytes: int
     aggregation: AggregationGuarantee | None
     dropouts: int
     warnings: tuple[str, ...] = ()
@@ -76,14 +83,19 @@ class Forecast:
                 ("noise / sensitivity", f"{promise.noise_multiplier:.3f}"),
                 *((f"the same in round {n}", f"{noise:.3f}") for n, noise in self.noise_by_round),
                 ("honest noise shares", str(promise.honest)),
-                *((f"ε after {count} rounds", f"{epsilon:.3f}") for count, epsilon in self.spent),
+                *(
+                    (f"ε after {count} round{'s' * (count > 1)}", f"{epsilon:.3f}")
+                    for count, epsilon in self.spent
+                ),
             ]
         rows += [
             ("steps, a round", f"{self.steps:,}"),
             ("batch", f"{self.batch:,.4g}"),
             ("sampling rate", f"{self.sampling_rate:.4g}"),
+            ("parameters", f"{self.parameters:,}"),
             ("bits per value", str(self.bits)),
             ("vector bytes, site and round", f"{self.vector_bytes:,}"),
+            ("weights bytes, site and round", f"{self.weights_bytes:,}"),
             ("fewest sites in a sum", "1" if hidden is None else str(hidden.min_contributors)),
             ("max dropouts per round", str(self.dropouts)),
         ]
@@ -106,8 +118,11 @@ def forecast(prepared: PreparedStudy, epsilons: Sequence[float] = ()) -> tuple[F
     if not epsilons:
         return (_forecast_plan(prepared, prepared.run_config.plan),)
     run_config = prepared.run_config
+    length = prepared.parameters + extra_length(
+        run_config.trainer, run_config.workload, prepared.parameters
+    )
     plans: list[PrivacyPlan] = [
-        privatizer.plan(run_config.workload, run_config.federation_spec, prepared.parameters)
+        privatizer.plan(run_config.workload, run_config.federation_spec, length)
         for privatizer in with_budgets(prepared.federation.privatizer, epsilons)
     ]
     return tuple(_forecast_plan(prepared, plan) for plan in plans)
@@ -147,6 +162,7 @@ def _forecast_plan(prepared: PreparedStudy, plan: PrivacyPlan) -> Forecast:
         parameters=prepared.parameters,
         bits=plan.ring.bits,
         vector_bytes=plan.ring.bytes_for(plan.length),
+        weights_bytes=_weights_bytes(prepared),
         aggregation=confidentiality,
         dropouts=missing if confidentiality is None else min(missing, confidentiality.max_dropouts),
         warnings=(
@@ -158,6 +174,13 @@ def _forecast_plan(prepared: PreparedStudy, plan: PrivacyPlan) -> Forecast:
             *prepared.warnings,
         ),
     )
+
+
+def _weights_bytes(prepared: PreparedStudy) -> int:
+    """Return the bytes of the weights and the server state that a site receives in a round."""
+    published = initial_server_state(prepared.run_config.trainer, prepared.parameters)
+    values = prepared.parameters + (0 if published is None else published.numel())
+    return BYTES_A_VALUE * values
 
 
 def _batch(

@@ -384,9 +384,11 @@ def _partition(federation: Study, splits: Splits, seeds: Seeds) -> tuple[Example
         "a list with one array of positions for each site",
     )
     partition = tuple(parts)
+    name = type(federation.partitioner).__qualname__
     if len(partition) != federation.sites:
         raise StudyError(
-            f"the partitioner made {len(partition)} parts for {federation.sites} sites."
+            f"the partitioner {name} made {len(partition)} parts for {federation.sites} sites; let "
+            "its partition return one for each."
         )
     empty = [site for site, indices in enumerate(partition) if len(indices) == 0]
     if empty:
@@ -395,9 +397,15 @@ def _partition(federation: Study, splits: Splits, seeds: Seeds) -> tuple[Example
         )
     dealt = np.concatenate([np.asarray(indices) for indices in partition])
     if dealt.dtype.kind not in "iu" or dealt.min() < 0 or dealt.max() >= len(examples):
-        raise StudyError(f"the partitioner must give whole numbers from 0 to {len(examples) - 1}.")
+        raise StudyError(
+            f"the partitioner {name} gave positions that are no whole numbers from 0 to "
+            f"{len(examples) - 1}; let its partition return positions of the examples."
+        )
     if len(np.unique(dealt)) != len(dealt):
-        raise StudyError("the partitioner gave one example to two sites.")
+        raise StudyError(
+            f"the partitioner {name} gave one example to two sites, or twice to one; let its "
+            "partition return each position once."
+        )
     return tuple(whole(indices) for indices in partition)
 
 

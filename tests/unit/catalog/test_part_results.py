@@ -105,6 +105,34 @@ def test_partitioner_cannot_change_examples() -> None:
         tiny_federation(partitioner=Relabelling()).prepare()
 
 
+WRONG_PARTITIONS: dict[str, tuple[Any, str]] = {
+    "few": ([np.arange(5)], "Wrong made 1 parts for 6 sites; let"),
+    "outside": ([np.array([site, 10**6]) for site in range(6)], "Wrong gave positions that are no"),
+    "twice": ([np.arange(5)] * 6, "Wrong gave one example to two sites, or twice to one; let"),
+}
+
+
+@pytest.mark.parametrize("which", WRONG_PARTITIONS)
+def test_wrong_partition_names_partitioner(which: str) -> None:
+    parts, words = WRONG_PARTITIONS[which]
+    with pytest.raises(StudyError, match=f"the partitioner {words}"):
+        tiny_federation(partitioner=returning(QuadrantImages, "partition", parts)).prepare()
+
+
+@frozen(kw_only=True)
+class Headless(FedAvg):
+    """Gives sites a network without its last layer."""
+
+    def personalize(self, net: nn.Module, state: Any) -> nn.Module:
+        assert isinstance(net, nn.Sequential)
+        return net[:-1]
+
+
+def test_personal_network_of_other_shape_names_trainer() -> None:
+    with pytest.raises(StudyError, match="personal network of the trainer Headless cannot be used"):
+        tiny_federation(trainer=Headless()).prepare()
+
+
 @frozen
 class InPlace:
     """A model whose preprocessing changes its argument."""

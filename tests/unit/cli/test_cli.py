@@ -79,6 +79,8 @@ def test_plan_command_predicts_run_guarantee(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "noise / sensitivity" in done.stdout
     assert "max dropouts per round" in done.stdout
+    assert "ε after 1 round " in done.stdout
+    assert "weights bytes, site and round" in done.stdout
     done = cohortium("plan", *SMALL, "--json", "--epsilon", "1", "--epsilon", "6", cwd=tmp_path)
     small, large = json.loads(done.stdout)
     assert small["guarantee"]["noise_multiplier"] > large["guarantee"]["noise_multiplier"]
