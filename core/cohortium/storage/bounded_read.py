@@ -77,7 +77,8 @@ def read_if_present(
     except FileNotFoundError:
         return None
     except OSError as error:
-        fault = f"cannot read {_name(what, path)}: {why_unreadable(path, error)}"
+        reason = "it is a folder" if remedy and path.is_dir() else why_unreadable(path, error)
+        fault = f"cannot read {_name(what, path)}: {reason}"
         raise refusal(_sentence(fault, remedy)) from error
     if len(data) > limit:
         raise refusal(_sentence(f"{_name(what, path)} is larger than {limit:,} bytes", remedy))

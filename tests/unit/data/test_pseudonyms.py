@@ -50,7 +50,7 @@ def test_damaged_key_is_refused_unseen(tmp_path: Path, content: bytes) -> None:
         read_patient_key(path)
     with pytest.raises(DataError, match=r"cannot create the patients' key .*No such file"):
         read_patient_key(tmp_path / "missing" / "key")
-    with pytest.raises(DataError, match=r"cannot read the patients' key .*Is a directory"):
+    with pytest.raises(DataError, match=r"cannot read the patients' key .*it is a folder"):
         read_patient_key(tmp_path)
 
 
