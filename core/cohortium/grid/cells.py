@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from attrs import frozen
@@ -14,7 +15,7 @@ from cohortium.study.layered_tables import Layer, resolve
 from cohortium.text import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from cohortium.catalog.discovery import Catalog
@@ -56,6 +57,15 @@ class Axis:
     name: str
     choices: tuple[Choice, ...]
     is_of_values: bool
+
+    def has_key(self, key: str) -> bool:
+        """Return whether the choices are the values of `key`, such as "federation.sites"."""
+        found: Any = self.choices[0].changes
+        for part in key.split("."):
+            if not isinstance(found, Mapping) or part not in found:
+                return False
+            found = found[part]
+        return self.is_of_values and key.rpartition(".")[2] == self.name
 
 
 @frozen
@@ -248,6 +258,7 @@ class Grid:
             axis, equals, label = text.partition("=")
             if not equals:
                 raise RequestError(f"--only {text}: write it as axis=choice, as in sites=10.")
+            axis = next((a.name for a in self.axes if a.has_key(axis)), axis)
             for key, among in ((axis, known), (label, known.get(axis, ()))):
                 if key not in among:
                     raise RequestError(

@@ -158,6 +158,13 @@ def test_invalid_grid_is_refused_in_one_sentence(tmp_path: Path, table: str, wor
     assert "\n" not in str(caught.value)
 
 
+def test_select_takes_whole_key(tmp_path: Path) -> None:
+    grid = grids.read(write(tmp_path, GRID + STUDY))
+    assert grid.select(["federation.sites=4"]) == grid.select(["sites=4"])
+    with pytest.raises(RequestError, match=r"has no 'model.sites' there; did you mean sites"):
+        grid.select(["model.sites=4"])
+
+
 @pytest.mark.parametrize(
     ("only", "words"),
     [
