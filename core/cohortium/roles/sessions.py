@@ -5,7 +5,7 @@ They may hold state.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -177,6 +177,10 @@ class PrivacyPlan(Protocol):
         ...
 
 
+MAX_STAGES: Final = 20
+"""Most exchanges of one attempt.  Beyond them, an aggregation counts as endless."""
+
+
 @runtime_checkable
 class CoordinatorSession(Protocol):
     """The coordinator's side of an aggregation.
@@ -195,7 +199,8 @@ class CoordinatorSession(Protocol):
     def next_requests(self) -> StageRequests:
         """Return the next requests.
 
-        They are empty when the attempt is complete, or cannot be completed.
+        They are empty when the attempt is complete, or cannot be completed.  That is so after
+        `MAX_STAGES` exchanges at the latest.
         """
         ...
 

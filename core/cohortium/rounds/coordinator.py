@@ -31,7 +31,7 @@ from cohortium.messages import codec
 from cohortium.messages.run import Refusal, Reply, Request
 from cohortium.ring.ring import RingSum
 from cohortium.roles.events import SiteFailed
-from cohortium.roles.sessions import CoordinatorSession
+from cohortium.roles.sessions import MAX_STAGES, CoordinatorSession
 from cohortium.roles.values import ReleasedMean, StageRequests
 from cohortium.rounds import server_state
 from cohortium.text import elide_middle, escape_control_characters
@@ -123,6 +123,9 @@ class Coordinator:
         """Return the requests to send now.
 
         The result is empty when the attempt is complete or cannot be completed.
+
+        Raises:
+            RunError: The aggregator returns something else, or asks without end.
         """
         asked = self._session.next_requests()
         is_right = isinstance(asked, StageRequests)
@@ -131,6 +134,9 @@ class Coordinator:
         )
         if not asked:
             return asked
+        wanted = f"no more than {MAX_STAGES} requests in an attempt"
+        is_right = self._stage < MAX_STAGES
+        require_result(self._session, "next_requests", asked, is_right, wanted, error=RunError)
         first = self._stage == 0
         request = Request(
             session=self._run_config.session,

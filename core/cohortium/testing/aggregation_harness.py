@@ -15,6 +15,7 @@ from cohortium.crypto.randomness import Randomness
 from cohortium.crypto.signing import KeyDirectory, SigningKey
 from cohortium.errors import MessageError, RefusalError, StudyError, TooFewSitesError
 from cohortium.ring.ring import Ring, RingVector
+from cohortium.roles.sessions import MAX_STAGES
 from cohortium.roles.values import (
     Adversary,
     AggregationConfig,
@@ -52,9 +53,6 @@ SIZES: tuple[tuple[int, int, int, Adversary], ...] = (
 
 Each has the number of sites, bits of the ring, length of the vectors and adversary.
 """
-
-MAX_STAGES = 20
-"""Number of stages after which an attempt counts as endless."""
 
 
 def no_faults(stage: int, site: SiteId, reply: bytes) -> Sequence[bytes]:  # noqa: ARG001

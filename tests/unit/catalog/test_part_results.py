@@ -16,7 +16,7 @@ from torch import nn
 
 from cohortium.cli import main
 from cohortium.errors import CohortiumError, PluginError, RunError, StudyError
-from cohortium.plugin import Examples, RingSum
+from cohortium.plugin import Examples, RingSum, StageRequests
 from cohortium.rounds.wrapped_plan import WrappedPlan, WrappedRound
 from cohortium_fedavg import FedAvg
 from cohortium_fedsgd import FedSGD
@@ -182,6 +182,14 @@ WRONG_SUMS: dict[str, Any] = {
 def test_wrong_sum_ends_run_naming_aggregator(which: str) -> None:
     aggregator = with_session("coordinator_session", sum=WRONG_SUMS[which])
     with pytest.raises(RunError, match=r"WrongSession.sum of .* over sites that were asked"):
+        tiny_federation(aggregator=aggregator).run()
+
+
+def test_endless_requests_end_run_naming_aggregator() -> None:
+    aggregator = with_session(
+        "coordinator_session", next_requests=lambda _self: StageRequests(per_site={0: b""})
+    )
+    with pytest.raises(RunError, match=r"WrongSession.next_requests of .* no more than 20 request"):
         tiny_federation(aggregator=aggregator).run()
 
 
