@@ -178,11 +178,14 @@ def check(
     from cohortium.testing import suite
 
     catalog, broken = discover(), False
-    for offering in suite.select(catalog, name):
+    found = suite.select(catalog, name)
+    for offering in found:
         heading = f"{offering.role} '{offering.offer.name}' of {offering.record.label}"
         try:
             instance = suite.instance_of(catalog, offering, overrides or [])
         except PluginError as error:
+            if len(found) == 1:
+                raise
             # The other parts of the plugin are checked in any case.
             typer.echo(sanitize(f"{heading}\n  ✗ {error}"))
             broken = True

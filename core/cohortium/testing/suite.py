@@ -105,7 +105,7 @@ def run_checks(role: Role, instance: object) -> Iterator[CheckResult]:
             failure = (
                 str(error.__cause__)
                 if is_finding
-                else f"it raised {error}{_place(error, instance)}"
+                else f"it raised {str(error).rstrip(': ')}{_place(error, instance)}"
             )
             verdict = CheckResult(name, _promise_of(check), failure=failure)
         yield verdict

@@ -105,7 +105,7 @@ def test_evaluate_command_prints_json_alone(trained: Path) -> None:
     [
         (["gone"], "gone"),
         (["record"], "record/evaluation is finished"),
-        (["record"], "result.json; name another folder with --out"),
+        (["record"], "result.json; `cohortium evaluate` with --out makes"),
         (["record", "--epsilon", "-1", "--out", "x"], "the evaluation: 'epsilon' must be > 0"),
         (["record", "--part", "acuraccy", "--out", "x"], "did you mean accuracy"),
         (["record", "--by", "site", "--by", "site", "--out", "x"], "must name each once"),
