@@ -91,8 +91,7 @@ def check_mechanism(privatizer: Privatizer) -> str | None:
     """
     plans = [trial.plan for trial in privacy_probes(privatizer)]
     for plan in plans:
-        guarantee, costs = plan.guarantee, run_costs(plan, COHORT.rounds, COHORT.retries)
-        spends = [(cost.mechanism, n) for cost, n in costs.items() if cost.mechanism is not None]
+        guarantee = plan.guarantee
         mechanism = plan.at_round(0, plan.initial_state).mechanism
         ensure(
             (guarantee is None) == (mechanism is None),
@@ -100,6 +99,8 @@ def check_mechanism(privatizer: Privatizer) -> str | None:
         )
         if guarantee is None:
             continue
+        costs = run_costs(plan, COHORT.rounds, COHORT.retries)
+        spends = [(cost.mechanism, n) for cost, n in costs.items() if cost.mechanism is not None]
         (spent,) = compose(spends, guarantee.delta)
         ensure(
             spent.epsilon >= MECHANISM_SLACK * guarantee.epsilon,
