@@ -10,6 +10,7 @@ from attrs import frozen
 from cohortium.errors import RequestError
 from cohortium.privacy.mechanisms import GaussianMechanism
 from cohortium.rounds.server_state import extra_length, initial_server_state
+from cohortium.runs.guarantee_warnings import guarantee_warnings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -166,11 +167,7 @@ def _forecast_plan(prepared: PreparedStudy, plan: PrivacyPlan) -> Forecast:
         aggregation=confidentiality,
         dropouts=missing if confidentiality is None else min(missing, confidentiality.max_dropouts),
         warnings=(
-            *(
-                ()
-                if guarantee is None
-                else guarantee.warnings(federation_spec.num_units(guarantee.unit))
-            ),
+            *guarantee_warnings(plan, federation_spec),
             *prepared.warnings,
         ),
     )

@@ -16,6 +16,7 @@ from attrs import define, field
 from cohortium import parameters
 from cohortium.catalog.provenance import as_versions, collect_provenance
 from cohortium.runs.checkpoint import Checkpoint, RunFingerprint
+from cohortium.runs.guarantee_warnings import guarantee_warnings
 from cohortium.runs.history import History
 from cohortium.runs.result import versions
 
@@ -169,15 +170,8 @@ class RunState:
 
     def warnings(self) -> tuple[str, ...]:
         """Return warnings for a careful reader, before the run begins or continues."""
-        federation_spec, guarantee = (
-            self.prepared.run_config.federation_spec,
-            self.prepared.run_config.plan.guarantee,
-        )
-        found = (
-            []
-            if guarantee is None
-            else [*guarantee.warnings(federation_spec.num_units(guarantee.unit))]
-        )
+        federation_spec = self.prepared.run_config.federation_spec
+        found = [*guarantee_warnings(self.prepared.run_config.plan, federation_spec)]
         found += self.prepared.warnings
         if self.prepared.shared:
             found.append(
