@@ -403,9 +403,10 @@ def test_run_folder_accepts_only_one_run(tmp_path: Path) -> None:
     tiny_federation().resume(folder)
     with pytest.raises(RequestError, match="holds a finished run; give another folder"):
         tiny_federation().run(folder)
-    for empty in (tmp_path / "none", tmp_path):
-        with pytest.raises(RequestError, match=r"holds no run: there is no study\.toml"):
-            tiny_federation().resume(empty)
+    (tmp_path / "empty").mkdir()
+    for name, words in (("none", "does not exist"), ("empty", r"there is no study\.toml")):
+        with pytest.raises(RequestError, match=words):
+            tiny_federation().resume(tmp_path / name)
 
 
 @pytest.mark.slow

@@ -214,7 +214,7 @@ def test_grid_resumes_unfinished_cells(tmp_path: Path) -> None:
     assert all("<html" in (out / link).read_text("utf-8") for link in links)
     assert "report.html" not in stdout
     with pytest.raises(
-        RecordError, match=r"holds a grid; give folders of runs, such as .*seed-1\.$"
+        RecordError, match=r"holds a grid; give the folder of one of its runs, such as .*seed-1\.$"
     ):
         reporting.read(out)
     # The table is of everything that is there, in all three forms.
@@ -386,7 +386,7 @@ def test_predictions_are_kept_and_compared(tmp_path: Path) -> None:
     code, stdout, _ = cohortium("compare", str(off / "seed-1"), str(on))
     assert code == 0
     assert "1 seed, 40 images" in stdout
-    for wrong, words in ((tmp_path / "none", "no finished run"), (tmp_path, "no finished run")):
+    for wrong, words in ((tmp_path / "none", "does not exist"), (tmp_path, "holds")):
         with pytest.raises(RequestError, match=words):
             grids.compare(off, wrong)
     (on / "seed-1" / "simulation" / "predictions.npz").write_bytes(b"PK damaged")
